@@ -1,0 +1,109 @@
+//! The second seam: a back end runs the whole model over one ragged batch.
+//!
+//! Stages, spelled alike in every back end, test and profile (docs/model.md): `embed`,
+//! `norm_qkv_rope_append`, `attention_partial`, `attention_reduce`, `out_proj_residual`,
+//! `norm_router_topk`, `expert_gate_up_swiglu`, `expert_down_residual`, `norm_lm_head`.
+
+pub mod cpu;
+pub mod reference;
+
+use crate::{config::Config, weights::Model};
+use anyhow::Result;
+use std::sync::Arc;
+
+/// Positions in one block of the paged KV cache of full-attention layers.
+pub const KV_BLOCK: usize = 32;
+
+/// Which rows of a segment need logits. The LM head runs for those only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogitRows {
+    /// No row: an inner piece of a chunked prefill.
+    None,
+    /// The last row.
+    Last,
+    /// Every row, for scoring.
+    All,
+}
+
+/// New tokens of one sequence: a piece of its prompt, or one token to decode.
+#[derive(Debug, Clone)]
+pub struct Segment {
+    /// The sequence's slot: which ring its sliding-window layers use; below [`Limits::slots`].
+    pub slot: usize,
+    /// Position of the first new token; everything before it is in the KV cache already.
+    pub start: usize,
+    /// The new token ids, at least one.
+    pub tokens: Vec<u32>,
+    /// Block table of the full-attention layers: position `p` lives in `blocks[p / KV_BLOCK]`.
+    pub blocks: Vec<u32>,
+    /// Rows that need logits.
+    pub logits: LogitRows,
+}
+
+/// One ragged batch: prefill pieces and decoding sequences together.
+#[derive(Debug, Clone, Default)]
+pub struct Batch {
+    /// The segments; no two share a slot.
+    pub segments: Vec<Segment>,
+}
+
+impl Batch {
+    /// New tokens in all.
+    pub fn tokens(&self) -> usize {
+        self.segments.iter().map(|s| s.tokens.len()).sum()
+    }
+}
+
+/// What a back end was opened with room for.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Sequences at once.
+    pub slots: usize,
+    /// Blocks of the paged cache, shared by all sequences.
+    pub kv_blocks: usize,
+    /// Most new tokens in one batch.
+    pub batch_tokens: usize,
+}
+
+/// Work done so far; lets tests and the benchmark count instead of time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Rows that went through the layers' projections (tokens, summed over calls).
+    pub token_rows: u64,
+    /// Rows that went through the LM head.
+    pub logit_rows: u64,
+    /// Weight and KV bytes read, each touched matrix once a call.
+    pub bytes: u64,
+}
+
+/// A whole-model back end. It owns the KV bytes; block ids and slots are the caller's.
+pub trait Backend: Send {
+    /// The model's shape.
+    fn config(&self) -> &Config;
+    /// What runs: back end, instruction set, threads.
+    fn describe(&self) -> String;
+    /// The room it was opened with.
+    fn limits(&self) -> Limits;
+    /// Appends the batch's tokens to the KV cache and computes the logits asked for.
+    fn forward(&mut self, batch: &Batch) -> Result<()>;
+    /// f32 logits `[vocab]` of the `row`-th row asked for in the last batch, in batch order.
+    fn logits(&self, row: usize) -> &[f32];
+    /// Work counted since the back end was opened.
+    fn work(&self) -> Work;
+}
+
+/// How to open a back end.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `auto`, `cpu`, `reference`, or one instruction set of the CPU (`cpu:avx2` …).
+    pub backend: String,
+    /// Worker threads; 0 means one a physical core.
+    pub threads: usize,
+    /// The room to make.
+    pub limits: Limits,
+}
+
+/// Opens the back end named in `options`, or says which are built in.
+pub fn open(_model: Arc<Model>, _options: &Options) -> Result<Box<dyn Backend>> {
+    unimplemented!()
+}

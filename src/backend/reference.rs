@@ -1,0 +1,1 @@
+//! The executable specification: scalar f32, slow, obvious.

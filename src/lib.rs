@@ -1,0 +1,19 @@
+//! Gossamer: an engine for OpenAI's open-weight gpt-oss models.
+//!
+//! Modules read in the order in which data flows: bytes on disk ([`gguf`], [`quant`]) become a
+//! checked model ([`config`], [`weights`]), text becomes tokens ([`tokenizer`], [`harmony`]), a
+//! [`backend`] turns tokens into logits, the [`sampler`] picks one, the [`engine`] repeats.
+#![deny(unsafe_code)]
+
+pub mod backend;
+pub mod cli;
+pub mod config;
+pub mod engine;
+pub mod gguf;
+pub mod harmony;
+pub mod kv;
+pub mod quant;
+pub mod sampler;
+pub mod synth;
+pub mod tokenizer;
+pub mod weights;

@@ -1,0 +1,112 @@
+//! Tensors to named, shape-checked fields.
+
+use crate::{
+    config::Config,
+    gguf::{Bytes, Gguf},
+};
+
+/// Element formats that back ends compute with; every other type is converted at load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Format {
+    F32,
+    F16,
+    BF16,
+    Q8_0,
+    MXFP4,
+}
+
+impl Format {
+    /// Bytes of a row of `cols` values.
+    pub fn row_bytes(self, cols: usize) -> usize {
+        match self {
+            Format::F32 => cols * 4,
+            Format::F16 | Format::BF16 => cols * 2,
+            Format::Q8_0 => cols / 32 * 34,
+            Format::MXFP4 => cols / 32 * 17,
+        }
+    }
+}
+
+/// A row-major matrix `[rows, cols]` in the file's own blocks. `y = W x` has `rows` outputs.
+#[derive(Clone)]
+pub struct Matrix {
+    /// Element format.
+    pub format: Format,
+    /// Outputs (for experts: experts x outputs, expert-major).
+    pub rows: usize,
+    /// Inputs; a multiple of 32.
+    pub cols: usize,
+    /// `rows * format.row_bytes(cols)` bytes, unaligned.
+    pub data: Bytes,
+}
+
+impl Matrix {
+    /// The bytes of rows `rows`.
+    pub fn row_data(&self, rows: std::ops::Range<usize>) -> &[u8] {
+        let n = self.format.row_bytes(self.cols);
+        &self.data[rows.start * n..rows.end * n]
+    }
+}
+
+/// `y = W x + b`.
+#[derive(Clone)]
+pub struct Linear {
+    /// `[out, in]`.
+    pub weight: Matrix,
+    /// `[out]` (for experts `[experts * out]`).
+    pub bias: Vec<f32>,
+}
+
+/// One layer.
+pub struct Layer {
+    /// `[hidden]`.
+    pub attn_norm: Vec<f32>,
+    /// `[heads * head_dim, hidden]`.
+    pub q: Linear,
+    /// `[kv_heads * head_dim, hidden]`.
+    pub k: Linear,
+    /// `[kv_heads * head_dim, hidden]`.
+    pub v: Linear,
+    /// `[hidden, heads * head_dim]`.
+    pub o: Linear,
+    /// `[heads]`: the learned sink logits.
+    pub sinks: Vec<f32>,
+    /// `[hidden]`.
+    pub post_attention_norm: Vec<f32>,
+    /// `[experts, hidden]`.
+    pub router: Linear,
+    /// `[experts * expert_width, hidden]`.
+    pub gate: Linear,
+    /// `[experts * expert_width, hidden]`.
+    pub up: Linear,
+    /// `[experts * hidden, expert_width]`.
+    pub down: Linear,
+}
+
+/// All weights of a model.
+pub struct Weights {
+    /// `[vocab, hidden]`.
+    pub token_embd: Matrix,
+    /// The layers.
+    pub layers: Vec<Layer>,
+    /// `[hidden]`.
+    pub output_norm: Vec<f32>,
+    /// `[vocab, hidden]`, the LM head.
+    pub output: Matrix,
+}
+
+/// A loaded model: shape and weights.
+pub struct Model {
+    /// The shape.
+    pub config: Config,
+    /// The weights.
+    pub weights: Weights,
+}
+
+impl Model {
+    /// Reads and checks shape and weights. Conversions of other quantizations are told on stderr.
+    pub fn load(_gguf: &Gguf) -> anyhow::Result<Model> {
+        unimplemented!()
+    }
+}
