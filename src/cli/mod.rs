@@ -1,6 +1,71 @@
-//! The command line.
+//! The command line: one module a command, listed here and nowhere else.
+//!
+//! A command is `Args` (what clap reads) and `run(Args)`. Answers go to stdout, everything about
+//! them to stderr. Exit codes: 0, 1 on an error, 2 on wrong usage; a reader that closes stdout early
+//! (`| head`) ends the program quietly.
+
+pub mod model;
+mod run;
+
+use clap::{Parser, Subcommand};
+use std::{io, process::ExitCode};
+
+/// Runs OpenAI's gpt-oss models on this machine.
+#[derive(Parser)]
+#[command(name = "gossamer", version, max_term_width = 100, after_help = EXAMPLES)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  gossamer run \"What is 17 + 25?\"          ask the small demo model inside this program
+  gossamer pull gpt-oss-20b                 fetch the real model (12 GB)
+  gossamer chat --model gpt-oss-20b         talk to it
+  gossamer bench --model gpt-oss-20b        measure it on this machine
+
+`gossamer <command> --help` explains each command with examples.";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Answer one prompt, or continue raw text
+    Run(Box<run::Args>),
+}
+
+/// Wrong usage that clap could not see (flags that exclude each other, an empty prompt): exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
 
 /// Runs the program and returns its exit code: 0, 1 on an error, 2 on wrong usage.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(error.exit_code() as u8);
+        }
+    };
+    let result = match cli.command {
+        Command::Run(args) => run::run(*args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            let usage = error.chain().any(|e| e.is::<Usage>());
+            ExitCode::from(if usage { 2 } else { 1 })
+        }
+    }
+}
+
+/// Whether `error` only says that the reader of stdout went away.
+fn closed_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|e| e.downcast_ref::<io::Error>())
+        .any(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }
