@@ -8,7 +8,7 @@ pub mod cpu;
 pub mod reference;
 
 use crate::{config::Config, weights::Model};
-use anyhow::Result;
+use anyhow::{Result, bail, ensure};
 use std::sync::Arc;
 
 /// Positions in one block of the paged KV cache of full-attention layers.
@@ -51,6 +51,55 @@ impl Batch {
     /// New tokens in all.
     pub fn tokens(&self) -> usize {
         self.segments.iter().map(|s| s.tokens.len()).sum()
+    }
+
+    /// Checks the batch against the model and the room made; every back end's `forward` begins so.
+    pub fn check(&self, config: &Config, limits: &Limits) -> Result<()> {
+        let tokens = self.tokens();
+        let most = limits.batch_tokens;
+        ensure!(
+            tokens <= most,
+            "a batch of {tokens} tokens; this back end has room for {most}"
+        );
+        let mut taken = vec![false; limits.slots];
+        for segment in &self.segments {
+            let slot = segment.slot;
+            ensure!(slot < limits.slots, "slot {slot} of {}", limits.slots);
+            ensure!(
+                !std::mem::replace(&mut taken[slot], true),
+                "slot {slot} twice in one batch"
+            );
+            ensure!(
+                !segment.tokens.is_empty(),
+                "a segment without tokens (slot {slot})"
+            );
+            let bad = segment
+                .tokens
+                .iter()
+                .find(|&&id| id as usize >= config.vocab);
+            if let Some(id) = bad {
+                bail!("token id {id}; the vocabulary has {}", config.vocab);
+            }
+            let end = segment.start.saturating_add(segment.tokens.len());
+            ensure!(
+                end <= config.context,
+                "{end} tokens; the model's context is {}",
+                config.context
+            );
+            let room = segment.blocks.len() * KV_BLOCK;
+            ensure!(
+                end <= room,
+                "{end} tokens in a block table for {room} (slot {slot})"
+            );
+            let bad = segment
+                .blocks
+                .iter()
+                .find(|&&block| block as usize >= limits.kv_blocks);
+            if let Some(block) = bad {
+                bail!("KV block {block} of {} (slot {slot})", limits.kv_blocks);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -104,6 +153,9 @@ pub struct Options {
 }
 
 /// Opens the back end named in `options`, or says which are built in.
-pub fn open(_model: Arc<Model>, _options: &Options) -> Result<Box<dyn Backend>> {
-    unimplemented!()
+pub fn open(model: Arc<Model>, options: &Options) -> Result<Box<dyn Backend>> {
+    match options.backend.as_str() {
+        "auto" | "reference" => Ok(Box::new(reference::Reference::new(model, options.limits))),
+        other => bail!("no back end `{other}` in this build; there are auto, cpu and reference"),
+    }
 }
