@@ -1,0 +1,315 @@
+//! Byte-pair merging of one piece.
+//!
+//! The pair with the lowest rank merges first, the leftmost of equals. In o200k a pair's rank is the
+//! id of the token it makes, so the vocabulary alone decides; other vocabularies may list merges in
+//! an order of their own. Short pieces are merged by scanning, long ones with a heap: a piece of a
+//! megabyte takes n log n.
+
+use super::{bytes::from_gpt2, table::Table};
+use crate::gguf::Value;
+use anyhow::{Context, Result, bail};
+use rustc_hash::FxHashMap;
+use std::{cmp::Reverse, collections::BinaryHeap};
+
+/// Above this many bytes the heap wins over scanning.
+const SCAN_LIMIT: usize = 128;
+/// Longer pieces are cut: positions are 32 bits wide.
+const PIECE_LIMIT: usize = 1 << 30;
+const NONE: u32 = u32::MAX;
+
+/// Which pairs merge, and in which order.
+pub(super) struct Merges {
+    /// Single-byte tokens.
+    bytes: [u32; 256],
+    order: Order,
+}
+
+enum Order {
+    /// Any two neighbours whose bytes together are a token; its id is the rank.
+    ById,
+    /// Listed pairs only: (left, right) to (rank, merged id).
+    Listed(FxHashMap<(u32, u32), (u32, u32)>),
+}
+
+/// Buffers reused from piece to piece.
+#[derive(Default)]
+pub(super) struct Scratch {
+    parts: Vec<Part>,
+    links: Vec<Link>,
+    heap: BinaryHeap<Reverse<u64>>,
+}
+
+/// A token so far, and what merging it with its right neighbour would give.
+#[derive(Clone, Copy)]
+struct Part {
+    /// Offset in the piece.
+    start: u32,
+    id: u32,
+    /// Rank of the merge, `NONE` for none.
+    rank: u32,
+    merged: u32,
+}
+
+/// Neighbours of a part of a long piece, by index; `NONE` at the ends.
+#[derive(Clone, Copy)]
+struct Link {
+    previous: u32,
+    next: u32,
+}
+
+impl Merges {
+    /// Ranks are ids.
+    pub fn by_id(table: &Table) -> Merges {
+        Merges {
+            bytes: std::array::from_fn(|byte| table.find(&[byte as u8]).unwrap_or(0)),
+            order: Order::ById,
+        }
+    }
+
+    /// From `tokenizer.ggml.merges`. A list that holds every possible merge in the order of ids says
+    /// no more than the ids do.
+    pub fn from_lines(lines: &[Value], table: &Table) -> Result<Merges> {
+        let by_id = Merges::by_id(table);
+        if lines.is_empty() {
+            return Ok(by_id);
+        }
+        let mut parser = LineParser::default();
+        let derived = derive_merges(table);
+        if lines.len() == derived.len() {
+            let mut same = true;
+            for (line, &(left, right)) in lines.iter().zip(&derived) {
+                let (l, r) = parser.parse(line).context("tokenizer.ggml.merges")?;
+                if l != table.get(left) || r != table.get(right) {
+                    same = false;
+                    break;
+                }
+            }
+            if same {
+                return Ok(by_id);
+            }
+        }
+        let mut listed = FxHashMap::default();
+        listed.reserve(lines.len());
+        for (rank, line) in lines.iter().enumerate() {
+            let merge = (|| {
+                let (left, right) = parser.parse(line)?;
+                let ids = (table.find(left), table.find(right));
+                let (Some(l), Some(r)) = ids else {
+                    bail!("{line:?}: its parts aren't both tokens");
+                };
+                let merged = [left, right].concat();
+                let merged = table
+                    .find(&merged)
+                    .with_context(|| format!("{line:?}: makes no token"))?;
+                Ok(((l, r), merged))
+            })();
+            let (pair, merged) = merge.with_context(|| format!("tokenizer.ggml.merges[{rank}]"))?;
+            listed.entry(pair).or_insert((rank as u32, merged));
+        }
+        Ok(Merges {
+            order: Order::Listed(listed),
+            ..by_id
+        })
+    }
+
+    /// Appends the ids of `piece`.
+    pub fn encode(&self, table: &Table, piece: &[u8], scratch: &mut Scratch, ids: &mut Vec<u32>) {
+        match &self.order {
+            Order::ById => {
+                if let Some(id) = table.find(piece) {
+                    ids.push(id);
+                    return;
+                }
+                let lookup = |piece: &[u8], left: &Part, _: &Part, end: usize| {
+                    let bytes = &piece[left.start as usize..end];
+                    let id = match *bytes {
+                        [first, second] => table.find_pair(first, second),
+                        _ => table.find(bytes),
+                    };
+                    id.map(|id| (id, id))
+                };
+                self.merge(piece, lookup, scratch, ids);
+            }
+            Order::Listed(listed) => {
+                let lookup = |_: &[u8], left: &Part, right: &Part, _: usize| {
+                    listed.get(&(left.id, right.id)).copied()
+                };
+                self.merge(piece, lookup, scratch, ids);
+            }
+        }
+    }
+
+    /// `lookup(piece, left, right, right's end)` gives a pair's (rank, merged id).
+    fn merge(
+        &self,
+        piece: &[u8],
+        lookup: impl Fn(&[u8], &Part, &Part, usize) -> Option<(u32, u32)>,
+        scratch: &mut Scratch,
+        ids: &mut Vec<u32>,
+    ) {
+        for piece in piece.chunks(PIECE_LIMIT) {
+            let parts = &mut scratch.parts;
+            parts.clear();
+            parts.extend(piece.iter().enumerate().map(|(start, &byte)| Part {
+                start: start as u32,
+                id: self.bytes[usize::from(byte)],
+                rank: NONE,
+                merged: NONE,
+            }));
+            for left in 0..parts.len().saturating_sub(1) {
+                let found = lookup(piece, &parts[left], &parts[left + 1], left + 2);
+                (parts[left].rank, parts[left].merged) = found.unwrap_or((NONE, NONE));
+            }
+            if piece.len() <= SCAN_LIMIT {
+                scan(piece, parts, &lookup);
+                ids.extend(parts.iter().map(|part| part.id));
+            } else {
+                drain_heap(piece, scratch, &lookup);
+                let mut at = 0;
+                while at != NONE {
+                    ids.push(scratch.parts[at as usize].id);
+                    at = scratch.links[at as usize].next;
+                }
+            }
+        }
+    }
+}
+
+/// Merges until nothing can be: each round scans for the lowest rank.
+fn scan(
+    piece: &[u8],
+    parts: &mut Vec<Part>,
+    lookup: impl Fn(&[u8], &Part, &Part, usize) -> Option<(u32, u32)>,
+) {
+    loop {
+        let mut best = (NONE, 0);
+        for (at, part) in parts.iter().enumerate() {
+            if part.rank < best.0 {
+                best = (part.rank, at);
+            }
+        }
+        let (rank, at) = best;
+        if rank == NONE {
+            return;
+        }
+        parts[at].id = parts[at].merged;
+        parts.remove(at + 1);
+        for left in [at.wrapping_sub(1), at] {
+            let Some(&part) = parts.get(left) else {
+                continue;
+            };
+            let found = parts.get(left + 1).and_then(|right| {
+                let end = parts
+                    .get(left + 2)
+                    .map_or(piece.len(), |p| p.start as usize);
+                lookup(piece, &part, right, end)
+            });
+            (parts[left].rank, parts[left].merged) = found.unwrap_or((NONE, NONE));
+        }
+    }
+}
+
+/// The same with a heap of (rank, position). A part swallowed by its left neighbour gets rank
+/// `NONE`, and an entry whose rank is no longer its part's is stale.
+fn drain_heap(
+    piece: &[u8],
+    scratch: &mut Scratch,
+    lookup: impl Fn(&[u8], &Part, &Part, usize) -> Option<(u32, u32)>,
+) {
+    let Scratch { parts, links, heap } = scratch;
+    let last = parts.len() as u32 - 1;
+    links.clear();
+    links.extend((0..=last).map(|at| Link {
+        previous: at.wrapping_sub(1),
+        next: if at == last { NONE } else { at + 1 },
+    }));
+    let key = |rank: u32, at: u32| Reverse(u64::from(rank) << 32 | u64::from(at));
+    let entries = parts.iter().enumerate();
+    heap.clear();
+    heap.extend(
+        entries
+            .filter(|(_, part)| part.rank != NONE)
+            .map(|(at, part)| key(part.rank, at as u32)),
+    );
+    while let Some(Reverse(entry)) = heap.pop() {
+        let (rank, at) = ((entry >> 32) as u32, entry as u32);
+        if parts[at as usize].rank != rank {
+            continue;
+        }
+        let swallowed = links[at as usize].next;
+        let next = links[swallowed as usize].next;
+        parts[at as usize].id = parts[at as usize].merged;
+        parts[swallowed as usize].rank = NONE;
+        links[at as usize].next = next;
+        if next != NONE {
+            links[next as usize].previous = at;
+        }
+        for left in [links[at as usize].previous, at] {
+            if left == NONE {
+                continue;
+            }
+            let right = links[left as usize].next;
+            let found = if right == NONE {
+                None
+            } else {
+                let after = links[right as usize].next;
+                let end = match after {
+                    NONE => piece.len(),
+                    after => parts[after as usize].start as usize,
+                };
+                lookup(piece, &parts[left as usize], &parts[right as usize], end)
+            };
+            let part = &mut parts[left as usize];
+            (part.rank, part.merged) = found.unwrap_or((NONE, NONE));
+            if part.rank != NONE {
+                heap.push(key(part.rank, left));
+            }
+        }
+    }
+}
+
+/// See [`super::Tokenizer::derive_merges`].
+pub(super) fn derive_merges(table: &Table) -> Vec<(u32, u32)> {
+    let mut merges = Vec::with_capacity(table.len() * 9 / 4);
+    for id in 0..table.len() as u32 {
+        let token = table.get(id);
+        // Specials, and repeats of an earlier token, are never merged.
+        if token.len() < 2 || table.find(token) != Some(id) {
+            continue;
+        }
+        let first = merges.len();
+        for cut in 1..token.len() {
+            let (left, right) = token.split_at(cut);
+            if let Some(left) = table.find(left)
+                && let Some(right) = table.find(right)
+            {
+                merges.push((left, right));
+            }
+        }
+        merges[first..].sort_unstable();
+    }
+    merges
+}
+
+/// Splits merge lines into the bytes of their two parts.
+#[derive(Default)]
+struct LineParser {
+    left: Vec<u8>,
+    right: Vec<u8>,
+}
+
+impl LineParser {
+    fn parse(&mut self, line: &Value) -> Result<(&[u8], &[u8])> {
+        let parts = match line {
+            Value::Str(text) => text.split_once(' '),
+            _ => None,
+        };
+        let (left, right) = parts
+            .with_context(|| format!("expected two tokens and a blank between, found {line:?}"))?;
+        self.left.clear();
+        self.right.clear();
+        let spelled = from_gpt2(left, &mut self.left).and(from_gpt2(right, &mut self.right));
+        spelled.with_context(|| format!("{line:?} isn't GPT-2's byte spelling"))?;
+        Ok((&self.left, &self.right))
+    }
+}
