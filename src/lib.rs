@@ -11,6 +11,7 @@ pub mod config;
 pub mod engine;
 pub mod gguf;
 pub mod harmony;
+pub mod hub;
 pub mod kv;
 pub mod quant;
 pub mod sampler;
