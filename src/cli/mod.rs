@@ -5,6 +5,7 @@
 //! (`| head`) ends the program quietly.
 
 pub mod model;
+mod pull;
 mod run;
 
 use clap::{Parser, Subcommand};
@@ -32,6 +33,8 @@ Examples:
 enum Command {
     /// Answer one prompt, or continue raw text
     Run(Box<run::Args>),
+    /// Download a model from a Hugging Face hub, resumed and checked
+    Pull(pull::Args),
 }
 
 /// Wrong usage that clap could not see (flags that exclude each other, an empty prompt): exit code 2.
@@ -50,6 +53,7 @@ pub fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Run(args) => run::run(*args),
+        Command::Pull(args) => pull::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

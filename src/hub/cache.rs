@@ -29,7 +29,11 @@ enum Way {
 impl Repo {
     pub fn new(cache: &Path, repo: &str) -> Repo {
         let folder = format!("models--{}", repo.replace('/', "--"));
-        Repo { name: repo.to_string(), root: cache.join(&folder), locks: cache.join(".locks").join(folder) }
+        Repo {
+            name: repo.to_string(),
+            root: cache.join(&folder),
+            locks: cache.join(".locks").join(folder),
+        }
     }
 
     /// `owner/name`.
@@ -47,7 +51,9 @@ impl Repo {
 
     /// Where the blob grows until it is whole and checked.
     pub fn incomplete(&self, remote: &Remote) -> PathBuf {
-        self.root.join("blobs").join(format!("{}.incomplete", remote.sha256))
+        self.root
+            .join("blobs")
+            .join(format!("{}.incomplete", remote.sha256))
     }
 
     pub fn lock(&self, remote: &Remote) -> PathBuf {
@@ -76,7 +82,8 @@ impl Repo {
     /// Records that `revision` is `commit`.
     pub fn write_ref(&self, revision: &str, commit: &str) -> Result<()> {
         let path = self.root.join("refs").join(revision);
-        write_whole(&path, commit.as_bytes()).with_context(|| format!("can't write {}", path.display()))
+        write_whole(&path, commit.as_bytes())
+            .with_context(|| format!("can't write {}", path.display()))
     }
 
     /// The model that `spec` names, if some snapshot holds it whole: at `revision`, or else at
@@ -116,7 +123,11 @@ impl Repo {
     pub fn check_space(&self, remotes: &[Remote]) -> Result<()> {
         let missing = |r: &Remote| {
             let have = fs::metadata(self.incomplete(r)).map_or(0, |m| m.len());
-            if self.has_blob(r) { 0 } else { r.size.saturating_sub(have) }
+            if self.has_blob(r) {
+                0
+            } else {
+                r.size.saturating_sub(have)
+            }
         };
         let need = remotes.iter().map(missing).fold(0u64, u64::saturating_add);
         let existing = self.root.ancestors().find(|p| p.is_dir());
@@ -149,10 +160,18 @@ fn free_bytes(_path: &Path) -> Option<u64> {
 
 /// Paths, relative and with `/`, of the files under `root`, links followed; dangling ones left out.
 fn list(root: &Path, prefix: &str, depth: usize, out: &mut Vec<String>) {
-    let Ok(entries) = fs::read_dir(root.join(prefix)) else { return };
+    let Ok(entries) = fs::read_dir(root.join(prefix)) else {
+        return;
+    };
     for entry in entries.flatten() {
-        let Ok(name) = entry.file_name().into_string() else { continue };
-        let path = if prefix.is_empty() { name } else { format!("{prefix}/{name}") };
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
+        let path = if prefix.is_empty() {
+            name
+        } else {
+            format!("{prefix}/{name}")
+        };
         match fs::metadata(root.join(&path)) {
             Ok(m) if m.is_file() => out.push(path),
             Ok(m) if m.is_dir() && depth > 0 => list(root, &path, depth - 1, out),
@@ -186,10 +205,16 @@ fn sibling(path: &Path) -> PathBuf {
 
 /// `blob` as seen from `folder`; both lie in the same repository's folder.
 fn relative(blob: &Path, folder: &Path) -> io::Result<PathBuf> {
-    let common = folder.ancestors().find(|a| blob.starts_with(a)).ok_or(io::ErrorKind::InvalidInput)?;
+    let common = folder
+        .ancestors()
+        .find(|a| blob.starts_with(a))
+        .ok_or(io::ErrorKind::InvalidInput)?;
     let up = folder.components().count() - common.components().count();
     let mut path: PathBuf = std::iter::repeat_n("..", up).collect();
-    path.push(blob.strip_prefix(common).map_err(|_| io::ErrorKind::InvalidInput)?);
+    path.push(
+        blob.strip_prefix(common)
+            .map_err(|_| io::ErrorKind::InvalidInput)?,
+    );
     Ok(path)
 }
 
@@ -230,9 +255,16 @@ mod tests {
                 place(&blob, &path, way).unwrap();
                 assert_eq!(fs::read(&path).unwrap(), b"bytes", "{way:?}");
             }
-            assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "{way:?} left a draft");
+            assert_eq!(
+                fs::read_dir(path.parent().unwrap()).unwrap().count(),
+                1,
+                "{way:?} left a draft"
+            );
             if cfg!(unix) && way == Way::Symlink {
-                assert_eq!(fs::read_link(&path).unwrap(), Path::new("../../../blobs/abc"));
+                assert_eq!(
+                    fs::read_link(&path).unwrap(),
+                    Path::new("../../../blobs/abc")
+                );
             }
         }
     }
@@ -242,31 +274,53 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let repo = Repo::new(dir.path(), "o/n");
         let spec = Spec::parse("o/n").unwrap();
-        let put = |commit: &str, file: &str| write_whole(&repo.snapshot(commit).join(file), b"x").unwrap();
+        let put = |commit: &str, file: &str| {
+            write_whole(&repo.snapshot(commit).join(file), b"x").unwrap()
+        };
         assert_eq!(repo.find(&spec, None).unwrap(), None);
         put("c1", "m-00001-of-00002.gguf");
-        assert_eq!(repo.find(&spec, None).unwrap(), None, "half a split model was found");
+        assert_eq!(
+            repo.find(&spec, None).unwrap(),
+            None,
+            "half a split model was found"
+        );
         put("c1", "m-00002-of-00002.gguf");
         let first = repo.snapshot("c1").join("m-00001-of-00002.gguf");
         assert_eq!(repo.find(&spec, None).unwrap(), Some(first));
         put("c2", "m.gguf");
         repo.write_ref("main", "c2").unwrap();
-        assert_eq!(repo.find(&spec, None).unwrap(), Some(repo.snapshot("c2").join("m.gguf")));
+        assert_eq!(
+            repo.find(&spec, None).unwrap(),
+            Some(repo.snapshot("c2").join("m.gguf"))
+        );
         repo.write_ref("main", "../../..").unwrap();
         assert_eq!(repo.find(&spec, Some("main")).unwrap(), None);
         assert_eq!(repo.find(&spec, Some("c9")).unwrap(), None);
         put("c2", "n.gguf");
-        assert!(repo.find(&spec, Some("c2")).unwrap_err().to_string().contains("several models"));
+        assert!(
+            repo.find(&spec, Some("c2"))
+                .unwrap_err()
+                .to_string()
+                .contains("several models")
+        );
     }
 
     #[test]
     fn a_full_disk_is_told_before_the_download() {
         let dir = tempfile::tempdir().unwrap();
         let repo = Repo::new(dir.path(), "o/n");
-        let remote = |size| Remote { file: "m.gguf".into(), commit: "c".into(), sha256: "e".into(), size };
+        let remote = |size| Remote {
+            file: "m.gguf".into(),
+            commit: "c".into(),
+            sha256: "e".into(),
+            size,
+        };
         assert!(repo.check_space(&[remote(1)]).is_ok());
         if cfg!(unix) {
-            let told = repo.check_space(&[remote(u64::MAX), remote(u64::MAX)]).unwrap_err().to_string();
+            let told = repo
+                .check_space(&[remote(u64::MAX), remote(u64::MAX)])
+                .unwrap_err()
+                .to_string();
             assert!(told.contains("not enough disk space"), "{told}");
         }
     }

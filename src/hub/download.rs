@@ -47,11 +47,19 @@ pub(super) struct Retry<'a> {
 
 impl<'a> Retry<'a> {
     pub fn new(settings: &Settings, stop: &'a AtomicBool) -> Retry<'a> {
-        Retry { backoff: settings.backoff, attempts: settings.attempts.max(1), stop }
+        Retry {
+            backoff: settings.backoff,
+            attempts: settings.attempts.max(1),
+            stop,
+        }
     }
 
     /// Repeats `request` until it succeeds, fails for good, or lost the connection too often.
-    pub fn run<T>(&self, on_event: &mut dyn FnMut(Event), mut request: impl FnMut() -> Result<T, Failure>) -> Result<T> {
+    pub fn run<T>(
+        &self,
+        on_event: &mut dyn FnMut(Event),
+        mut request: impl FnMut() -> Result<T, Failure>,
+    ) -> Result<T> {
         let mut failed = 0;
         loop {
             self.check_stop()?;
@@ -84,15 +92,22 @@ impl<'a> Retry<'a> {
                 "gave up after {failed} attempts that brought nothing; run the same command again to resume"
             )));
         }
-        let wait = asked.unwrap_or_else(|| (self.backoff * (1 << (*failed - 1).min(10))).min(LONGEST_WAIT));
-        on_event(Event::Retry { reason: format!("{error:#}"), wait });
+        let wait = asked
+            .unwrap_or_else(|| (self.backoff * (1 << (*failed - 1).min(10))).min(LONGEST_WAIT));
+        on_event(Event::Retry {
+            reason: format!("{error:#}"),
+            wait,
+        });
         self.pause(wait)
     }
 
     /// Sleeps in short pieces, so that a wish to stop is heard.
     fn pause(&self, wait: Duration) -> Result<()> {
         let end = Instant::now() + wait;
-        while let Some(left) = end.checked_duration_since(Instant::now()).filter(|l| !l.is_zero()) {
+        while let Some(left) = end
+            .checked_duration_since(Instant::now())
+            .filter(|l| !l.is_zero())
+        {
             self.check_stop()?;
             std::thread::sleep(left.min(Duration::from_millis(100)));
         }
@@ -117,30 +132,49 @@ pub(super) fn fetch(
         }
     }
     let path = repo.publish(remote)?;
-    on_event(Event::Done { file: remote.file.clone(), path, cached });
+    on_event(Event::Done {
+        file: remote.file.clone(),
+        path,
+        cached,
+    });
     Ok(())
 }
 
 /// Holds the file's lock while the returned handle lives; waits for another process that has it.
-fn lock(repo: &Repo, retry: &Retry, remote: &Remote, on_event: &mut dyn FnMut(Event)) -> Result<File> {
+fn lock(
+    repo: &Repo,
+    retry: &Retry,
+    remote: &Remote,
+    on_event: &mut dyn FnMut(Event),
+) -> Result<File> {
     let path = repo.lock(remote);
     let failed = || format!("can't create {}", path.display());
     fs::create_dir_all(path.parent().unwrap_or(&path)).with_context(failed)?;
-    let file = OpenOptions::new().create(true).append(true).open(&path).with_context(failed)?;
+    let file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .with_context(failed)?;
     let mut told = false;
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(file),
             Err(fs::TryLockError::WouldBlock) => {
                 if !told {
-                    on_event(Event::Waiting { file: remote.file.clone() });
+                    on_event(Event::Waiting {
+                        file: remote.file.clone(),
+                    });
                     told = true;
                 }
                 retry.pause(Duration::from_millis(200))?;
             }
             // Some network file systems have no locks; one pull at a time still works there.
-            Err(fs::TryLockError::Error(e)) if e.kind() == std::io::ErrorKind::Unsupported => return Ok(file),
-            Err(fs::TryLockError::Error(e)) => return Err(e).with_context(|| format!("can't lock {}", path.display())),
+            Err(fs::TryLockError::Error(e)) if e.kind() == std::io::ErrorKind::Unsupported => {
+                return Ok(file);
+            }
+            Err(fs::TryLockError::Error(e)) => {
+                return Err(e).with_context(|| format!("can't lock {}", path.display()));
+            }
         }
     }
 }
@@ -159,12 +193,26 @@ impl Partial {
         let path = repo.incomplete(remote);
         let failed = || format!("can't write {}", path.display());
         fs::create_dir_all(path.parent().unwrap_or(&path)).with_context(failed)?;
-        let file = OpenOptions::new().create(true).read(true).append(true).open(&path).with_context(failed)?;
-        let mut partial = Partial { file, path, hash: Sha256::new(), length: 0 };
+        let file = OpenOptions::new()
+            .create(true)
+            .read(true)
+            .append(true)
+            .open(&path)
+            .with_context(failed)?;
+        let mut partial = Partial {
+            file,
+            path,
+            hash: Sha256::new(),
+            length: 0,
+        };
         let mut buffer = vec![0; PIECE];
         loop {
             retry.check_stop()?;
-            match partial.file.read(&mut buffer).with_context(|| partial.say("can't read"))? {
+            match partial
+                .file
+                .read(&mut buffer)
+                .with_context(|| partial.say("can't read"))?
+            {
                 0 => break,
                 n => {
                     partial.hash.update(&buffer[..n]);
@@ -179,7 +227,9 @@ impl Partial {
     }
 
     fn clear(&mut self) -> Result<()> {
-        self.file.set_len(0).with_context(|| self.say("can't empty"))?;
+        self.file
+            .set_len(0)
+            .with_context(|| self.say("can't empty"))?;
         self.hash = Sha256::new();
         self.length = 0;
         Ok(())
@@ -196,7 +246,9 @@ impl Partial {
     }
 
     fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).with_context(|| self.say("can't write"))?;
+        self.file
+            .write_all(bytes)
+            .with_context(|| self.say("can't write"))?;
         self.hash.update(bytes);
         self.length += bytes.len() as u64;
         Ok(())
@@ -207,9 +259,19 @@ impl Partial {
     }
 }
 
-fn download(client: &Client, retry: &Retry, repo: &Repo, remote: &Remote, on_event: &mut dyn FnMut(Event)) -> Result<()> {
+fn download(
+    client: &Client,
+    retry: &Retry,
+    repo: &Repo,
+    remote: &Remote,
+    on_event: &mut dyn FnMut(Event),
+) -> Result<()> {
     let mut partial = Partial::open(repo, remote, retry)?;
-    on_event(Event::Start { file: remote.file.clone(), size: remote.size, resumed: partial.length });
+    on_event(Event::Start {
+        file: remote.file.clone(),
+        size: remote.size,
+        resumed: partial.length,
+    });
     let (mut failed, mut most) = (0, partial.length);
     while partial.length < remote.size {
         retry.check_stop()?;
@@ -234,11 +296,15 @@ fn download(client: &Client, retry: &Retry, repo: &Repo, remote: &Remote, on_eve
             remote.sha256
         );
     }
-    partial.file.sync_all().with_context(|| partial.say("can't write"))?;
+    partial
+        .file
+        .sync_all()
+        .with_context(|| partial.say("can't write"))?;
     let Partial { file, path, .. } = partial;
     drop(file);
     let blob = repo.blob(remote);
-    fs::rename(&path, &blob).with_context(|| format!("can't rename {} to {}", path.display(), blob.display()))
+    fs::rename(&path, &blob)
+        .with_context(|| format!("can't rename {} to {}", path.display(), blob.display()))
 }
 
 /// One request: appends what it brings, until the file is whole or the connection ends.
@@ -252,7 +318,9 @@ fn attempt(
 ) -> Result<(), Failure> {
     let (mut body, start) = client.get(repo.name(), remote, partial.length)?;
     if start != partial.length {
-        on_event(Event::Restart { reason: "the server can't resume".into() });
+        on_event(Event::Restart {
+            reason: "the server can't resume".into(),
+        });
         partial.clear()?;
     }
     let mut reader = body.as_reader();
@@ -262,20 +330,35 @@ fn attempt(
         let n = match reader.read(&mut buffer) {
             Ok(n) => n,
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
-            Err(e) => return Err(Failure::lost(anyhow!(e).context(format!("lost the connection at byte {}", partial.length)))),
+            Err(e) => {
+                return Err(Failure::lost(anyhow!(e).context(format!(
+                    "lost the connection at byte {}",
+                    partial.length
+                ))));
+            }
         };
         if n == 0 {
             break;
         }
         if n as u64 > remote.size - partial.length {
             partial.discard()?;
-            return Err(Failure::Fatal(anyhow!("the server sends more of {} than the {} bytes that the hub gives as its size", remote.file, remote.size)));
+            return Err(Failure::Fatal(anyhow!(
+                "the server sends more of {} than the {} bytes that the hub gives as its size",
+                remote.file,
+                remote.size
+            )));
         }
         partial.append(&buffer[..n])?;
-        on_event(Event::Progress { done: partial.length });
+        on_event(Event::Progress {
+            done: partial.length,
+        });
     }
     if partial.length < remote.size {
-        return Err(Failure::lost(anyhow!("the connection ended at byte {} of {}", partial.length, remote.size)));
+        return Err(Failure::lost(anyhow!(
+            "the connection ended at byte {} of {}",
+            partial.length,
+            remote.size
+        )));
     }
     Ok(())
 }

@@ -3,11 +3,7 @@
 //! Redirects are followed here and not by the HTTP library, because what they carry matters: the
 //! hub's first answer holds commit, hash and size, and the token must not reach another host.
 
-use super::{
-    Settings,
-    download::Failure,
-    name::check_path,
-};
+use super::{Settings, download::Failure, name::check_path};
 use anyhow::{Context, Result, anyhow, bail};
 use std::{io::Read, time::Duration};
 use ureq::{
@@ -44,7 +40,12 @@ pub(super) struct Client {
 
 impl Client {
     pub fn new(settings: &Settings) -> Result<Client> {
-        let bad = || format!("HF_ENDPOINT is '{}': expected an address such as https://huggingface.co", settings.endpoint);
+        let bad = || {
+            format!(
+                "HF_ENDPOINT is '{}': expected an address such as https://huggingface.co",
+                settings.endpoint
+            )
+        };
         let origin: Uri = settings.endpoint.parse().with_context(bad)?;
         if origin.host().is_none_or(str::is_empty) {
             bail!(bad());
@@ -58,7 +59,12 @@ impl Client {
             .timeout_recv_response(Some(SILENCE))
             .timeout_per_read(Some(SILENCE))
             .build();
-        Ok(Client { agent: config.into(), endpoint: settings.endpoint.clone(), origin, token: settings.token.clone() })
+        Ok(Client {
+            agent: config.into(),
+            endpoint: settings.endpoint.clone(),
+            origin,
+            token: settings.token.clone(),
+        })
     }
 
     /// The paths of all files of `repo` at `revision`.
@@ -71,19 +77,30 @@ impl Client {
         struct Sibling {
             rfilename: String,
         }
-        let url = format!("{}/api/models/{repo}/revision/{}", self.endpoint, quote(revision, ""));
+        let url = format!(
+            "{}/api/models/{repo}/revision/{}",
+            self.endpoint,
+            quote(revision, "")
+        );
         let what = format!("{repo} at revision {revision}");
         let mut response = self.follow(Method::GET, &url, &[], |_| false)?.response;
         self.expect_success(&response, repo, &what)?;
         let mut text = Vec::new();
         let body = response.body_mut().as_reader();
-        body.take(LISTING_LIMIT + 1).read_to_end(&mut text).map_err(|e| Failure::lost(anyhow!(e).context(url.clone())))?;
+        body.take(LISTING_LIMIT + 1)
+            .read_to_end(&mut text)
+            .map_err(|e| Failure::lost(anyhow!(e).context(url.clone())))?;
         let parsed: Result<Listing> = if text.len() as u64 > LISTING_LIMIT {
             Err(anyhow!("it is longer than {LISTING_LIMIT} bytes"))
         } else {
             serde_json::from_slice(&text).map_err(Into::into)
         };
-        let told = parsed.map_err(|e| Failure::Fatal(anyhow!("{url} did not answer with a list of files: {e}{}", page(&response))))?;
+        let told = parsed.map_err(|e| {
+            Failure::Fatal(anyhow!(
+                "{url} did not answer with a list of files: {e}{}",
+                page(&response)
+            ))
+        })?;
         Ok(told.siblings.into_iter().map(|s| s.rfilename).collect())
     }
 
@@ -98,23 +115,57 @@ impl Client {
         if !response.status().is_redirection() {
             self.expect_success(&response, repo, &what)?;
         }
-        self.remote(&response, commit, file).map_err(|e| Failure::Fatal(e.context(url)))
+        self.remote(&response, commit, file)
+            .map_err(|e| Failure::Fatal(e.context(url)))
     }
 
-    fn remote(&self, response: &Response<Body>, commit: Option<String>, file: &str) -> Result<Remote> {
-        let hex = |s: &str, digits| s.len() == digits && s.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    fn remote(
+        &self,
+        response: &Response<Body>,
+        commit: Option<String>,
+        file: &str,
+    ) -> Result<Remote> {
+        let hex = |s: &str, digits| {
+            s.len() == digits && s.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        };
         let commit = commit.filter(|c| hex(c, 40)).with_context(|| {
-            format!("the answer has no valid x-repo-commit header, so this is not a Hugging Face hub{}", page(response))
+            format!(
+                "the answer has no valid x-repo-commit header, so this is not a Hugging Face hub{}",
+                page(response)
+            )
         })?;
-        let tag = text(response, "x-linked-etag").or_else(|| text(response, "etag")).unwrap_or_default();
-        let sha256 = tag.trim_start_matches("W/").trim_matches('"').to_ascii_lowercase();
+        let tag = text(response, "x-linked-etag")
+            .or_else(|| text(response, "etag"))
+            .unwrap_or_default();
+        let sha256 = tag
+            .trim_start_matches("W/")
+            .trim_matches('"')
+            .to_ascii_lowercase();
         if !hex(&sha256, 64) {
-            bail!("the hub gives no sha256 for {file} (its tag is '{}'), so the download could not be checked", clip(&sha256));
+            bail!(
+                "the hub gives no sha256 for {file} (its tag is '{}'), so the download could not be checked",
+                clip(&sha256)
+            );
         }
-        let said = text(response, "x-linked-size").or_else(|| text(response, "content-length")).unwrap_or_default();
-        let size = said.parse::<u64>().ok().filter(|&n| n > 0 && n <= i64::MAX as u64);
-        let size = size.with_context(|| format!("the hub gives '{}' as the size of {file}: expected a number of bytes", clip(&said)))?;
-        Ok(Remote { file: file.to_string(), commit, sha256, size })
+        let said = text(response, "x-linked-size")
+            .or_else(|| text(response, "content-length"))
+            .unwrap_or_default();
+        let size = said
+            .parse::<u64>()
+            .ok()
+            .filter(|&n| n > 0 && n <= i64::MAX as u64);
+        let size = size.with_context(|| {
+            format!(
+                "the hub gives '{}' as the size of {file}: expected a number of bytes",
+                clip(&said)
+            )
+        })?;
+        Ok(Remote {
+            file: file.to_string(),
+            commit,
+            sha256,
+            size,
+        })
     }
 
     /// The file's bytes from `offset` on. Returns the body and the offset at which it really
@@ -122,15 +173,25 @@ impl Client {
     pub fn get(&self, repo: &str, remote: &Remote, offset: u64) -> Result<(Body, u64), Failure> {
         let url = self.resolve_url(repo, &remote.commit, &remote.file);
         let range = format!("bytes={offset}-");
-        let headers: &[(&str, &str)] = if offset > 0 { &[("range", &range)] } else { &[] };
+        let headers: &[(&str, &str)] = if offset > 0 {
+            &[("range", &range)]
+        } else {
+            &[]
+        };
         let response = self.follow(Method::GET, &url, headers, |_| false)?.response;
         self.expect_success(&response, repo, &remote.file)?;
-        let start = check_body(&response, remote, offset).map_err(|e| Failure::Fatal(e.context(url)))?;
+        let start =
+            check_body(&response, remote, offset).map_err(|e| Failure::Fatal(e.context(url)))?;
         Ok((response.into_body(), start))
     }
 
     fn resolve_url(&self, repo: &str, revision: &str, file: &str) -> String {
-        format!("{}/{repo}/resolve/{}/{}", self.endpoint, quote(revision, ""), quote(file, "/"))
+        format!(
+            "{}/{repo}/resolve/{}/{}",
+            self.endpoint,
+            quote(revision, ""),
+            quote(file, "/")
+        )
     }
 
     /// Sends a request and follows its redirects until `enough` or an answer that is none.
@@ -141,18 +202,26 @@ impl Client {
         headers: &[(&str, &str)],
         enough: impl Fn(&Response<Body>) -> bool,
     ) -> Result<Followed, Failure> {
-        let mut at: Uri = url.parse().map_err(|e| Failure::Fatal(anyhow!("{url} is not an address: {e}")))?;
+        let mut at: Uri = url
+            .parse()
+            .map_err(|e| Failure::Fatal(anyhow!("{url} is not an address: {e}")))?;
         let mut commit = None;
         for _ in 0..=MAX_REDIRECTS {
             let mut request = Request::builder().method(method.clone()).uri(at.clone());
             for (name, value) in headers {
                 request = request.header(*name, *value);
             }
-            if let Some(token) = self.token.as_ref().filter(|_| same_origin(&at, &self.origin)) {
+            if let Some(token) = self
+                .token
+                .as_ref()
+                .filter(|_| same_origin(&at, &self.origin))
+            {
                 request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
             }
             // `without_query`: a store's signed address is a secret too.
-            let request = request.body(()).map_err(|e| Failure::Fatal(anyhow!("{}: {e}", without_query(&at))))?;
+            let request = request
+                .body(())
+                .map_err(|e| Failure::Fatal(anyhow!("{}: {e}", without_query(&at))))?;
             let response = self.agent.run(request).map_err(|e| failure(e, &at))?;
             commit = commit.or_else(|| text(&response, "x-repo-commit"));
             let redirect = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
@@ -161,11 +230,19 @@ impl Client {
             }
             at = join(&at, text(&response, "location").as_deref()).map_err(Failure::Fatal)?;
         }
-        Err(Failure::Fatal(anyhow!("{url}: more than {MAX_REDIRECTS} redirects, the last to {}", without_query(&at))))
+        Err(Failure::Fatal(anyhow!(
+            "{url}: more than {MAX_REDIRECTS} redirects, the last to {}",
+            without_query(&at)
+        )))
     }
 
     /// Turns an answer that is no success into an error that says what to do.
-    fn expect_success(&self, response: &Response<Body>, repo: &str, what: &str) -> Result<(), Failure> {
+    fn expect_success(
+        &self,
+        response: &Response<Body>,
+        repo: &str,
+        what: &str,
+    ) -> Result<(), Failure> {
         let status = response.status();
         if status.is_success() {
             return Ok(());
@@ -177,19 +254,36 @@ impl Client {
         };
         let page = format!("{}/{repo}", self.endpoint);
         let told = match (status.as_u16(), code.as_str()) {
-            (_, "GatedRepo") => anyhow!("{repo} is gated: accept its terms at {page}, then {login}"),
-            (_, "EntryNotFound") => anyhow!("the hub has no {what}; its files are listed at {page}/tree/main"),
+            (_, "GatedRepo") => {
+                anyhow!("{repo} is gated: accept its terms at {page}, then {login}")
+            }
+            (_, "EntryNotFound") => {
+                anyhow!("the hub has no {what}; its files are listed at {page}/tree/main")
+            }
             (_, "RevisionNotFound") => anyhow!("the hub has no {what}: no such revision"),
-            (401 | 404, "RepoNotFound") => anyhow!("the hub has no repository {repo}, or hides it: check the name, or {login}"),
+            (401 | 404, "RepoNotFound") => {
+                anyhow!("the hub has no repository {repo}, or hides it: check the name, or {login}")
+            }
             (401, _) => anyhow!("the hub wants a login for {what} (401): {login}"),
-            (403, _) => anyhow!("the hub refuses {what} (403): {login}, or accept its terms at {page}"),
+            (403, _) => {
+                anyhow!("the hub refuses {what} (403): {login}, or accept its terms at {page}")
+            }
             (404 | 410, _) => anyhow!("the hub has no {what} ({status}); look at {page}"),
-            (416, _) => anyhow!("the server refuses to resume {what} where the last attempt ended (416)"),
+            (416, _) => {
+                anyhow!("the server refuses to resume {what} where the last attempt ended (416)")
+            }
             _ => anyhow!("the server answered {status} for {what}"),
         };
-        if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT) || status.is_server_error() {
+        if matches!(
+            status,
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT
+        ) || status.is_server_error()
+        {
             let wait = text(response, "retry-after").and_then(|s| s.trim().parse().ok());
-            return Err(Failure::Lost(told, wait.map(|s: u64| Duration::from_secs(s.min(60)))));
+            return Err(Failure::Lost(
+                told,
+                wait.map(|s: u64| Duration::from_secs(s.min(60))),
+            ));
         }
         Err(Failure::Fatal(told))
     }
@@ -204,18 +298,31 @@ struct Followed {
 /// Checks that the answer to a request for the bytes from `offset` can be those bytes.
 fn check_body(response: &Response<Body>, remote: &Remote, offset: u64) -> Result<u64> {
     let file = &remote.file;
-    if let Some(kind) = text(response, "content-type").filter(|k| k.to_ascii_lowercase().starts_with("text/html")) {
-        bail!("the server sent a web page ({}) in place of {file}: is there a login page or a proxy in between?", clip(&kind));
+    if let Some(kind) =
+        text(response, "content-type").filter(|k| k.to_ascii_lowercase().starts_with("text/html"))
+    {
+        bail!(
+            "the server sent a web page ({}) in place of {file}: is there a login page or a proxy in between?",
+            clip(&kind)
+        );
     }
-    if let Some(coding) = text(response, "content-encoding").filter(|c| !c.eq_ignore_ascii_case("identity")) {
-        bail!("the server sent {file} encoded as '{}', which was not asked for", clip(&coding));
+    if let Some(coding) =
+        text(response, "content-encoding").filter(|c| !c.eq_ignore_ascii_case("identity"))
+    {
+        bail!(
+            "the server sent {file} encoded as '{}', which was not asked for",
+            clip(&coding)
+        );
     }
     let start = match response.status() {
         StatusCode::PARTIAL_CONTENT => {
             let told = text(response, "content-range").unwrap_or_default();
             let expected = format!("bytes {offset}-{}/{}", remote.size - 1, remote.size);
             if told.trim() != expected {
-                bail!("the server sent the wrong part of {file}: Content-Range '{}', expected '{expected}'", clip(&told));
+                bail!(
+                    "the server sent the wrong part of {file}: Content-Range '{}', expected '{expected}'",
+                    clip(&told)
+                );
             }
             offset
         }
@@ -224,7 +331,11 @@ fn check_body(response: &Response<Body>, remote: &Remote, offset: u64) -> Result
     if let Some(length) = text(response, "content-length") {
         let expected = remote.size - start;
         if length.trim().parse() != Ok(expected) {
-            bail!("the server would send {} bytes of {file}, expected {expected} (the hub gives its size as {})", clip(&length), remote.size);
+            bail!(
+                "the server would send {} bytes of {file}, expected {expected} (the hub gives its size as {})",
+                clip(&length),
+                remote.size
+            );
         }
     }
     Ok(start)
@@ -233,13 +344,31 @@ fn check_body(response: &Response<Body>, remote: &Remote, offset: u64) -> Result
 /// A transport error: lost connections are worth another attempt, refusals are not.
 fn failure(error: ureq::Error, at: &Uri) -> Failure {
     use ureq::Error as E;
-    let fatal = matches!(error, E::BadUri(_) | E::Http(_) | E::Tls(_) | E::Rustls(_) | E::InvalidProxyUrl | E::LargeResponseHeader(..));
+    let fatal = matches!(
+        error,
+        E::BadUri(_)
+            | E::Http(_)
+            | E::Tls(_)
+            | E::Rustls(_)
+            | E::InvalidProxyUrl
+            | E::LargeResponseHeader(..)
+    );
     let told = anyhow!("{}: {error}", without_query(at));
-    if fatal { Failure::Fatal(told) } else { Failure::lost(told) }
+    if fatal {
+        Failure::Fatal(told)
+    } else {
+        Failure::lost(told)
+    }
 }
 
 fn same_origin(a: &Uri, b: &Uri) -> bool {
-    let port = |u: &Uri| u.port_u16().unwrap_or(if u.scheme_str() == Some("https") { 443 } else { 80 });
+    let port = |u: &Uri| {
+        u.port_u16().unwrap_or(if u.scheme_str() == Some("https") {
+            443
+        } else {
+            80
+        })
+    };
     let host = |u: &Uri| u.host().unwrap_or("").to_ascii_lowercase();
     a.scheme_str() == b.scheme_str() && host(a) == host(b) && port(a) == port(b)
 }
@@ -250,18 +379,26 @@ fn join(base: &Uri, location: Option<&str>) -> Result<Uri> {
     let location = location.with_context(|| format!("{from}: a redirect without a Location"))?;
     let scheme = base.scheme_str().unwrap_or("https");
     let authority = base.authority().map_or("", |a| a.as_str());
-    let folder = base.path().rsplit_once('/').map_or("", |(folder, _)| folder);
+    let folder = base
+        .path()
+        .rsplit_once('/')
+        .map_or("", |(folder, _)| folder);
     let absolute = match location {
         l if l.contains("://") => l.to_string(),
         l if l.starts_with("//") => format!("{scheme}:{l}"),
         l if l.starts_with('/') => format!("{scheme}://{authority}{l}"),
         l => format!("{scheme}://{authority}{folder}/{l}"),
     };
-    let to: Uri = absolute.parse().with_context(|| format!("{from}: a redirect to an address that is none"))?;
+    let to: Uri = absolute
+        .parse()
+        .with_context(|| format!("{from}: a redirect to an address that is none"))?;
     match to.scheme_str() {
         Some("https") => Ok(to),
         Some("http") if scheme == "http" => Ok(to),
-        _ => bail!("{from}: refusing a redirect from {scheme} to {}", without_query(&to)),
+        _ => bail!(
+            "{from}: refusing a redirect from {scheme} to {}",
+            without_query(&to)
+        ),
     }
 }
 
@@ -272,8 +409,17 @@ fn without_query(uri: &Uri) -> String {
 
 /// Percent-encodes everything but letters, digits, `-._~` and what `keep` holds.
 fn quote(text: &str, keep: &str) -> String {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b) || keep.as_bytes().contains(&b);
-    text.bytes().map(|b| if plain(b) { (b as char).to_string() } else { format!("%{b:02X}") }).collect()
+    let plain =
+        |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b) || keep.as_bytes().contains(&b);
+    text.bytes()
+        .map(|b| {
+            if plain(b) {
+                (b as char).to_string()
+            } else {
+                format!("%{b:02X}")
+            }
+        })
+        .collect()
 }
 
 fn text(response: &Response<Body>, name: &str) -> Option<String> {
@@ -288,7 +434,11 @@ fn clip(text: &str) -> String {
 /// Names a web page as such, for an answer that should have been something else.
 fn page(response: &Response<Body>) -> &'static str {
     let html = text(response, "content-type").is_some_and(|k| k.starts_with("text/html"));
-    if html { " (a web page came: is there a login page or a proxy in between?)" } else { "" }
+    if html {
+        " (a web page came: is there a login page or a proxy in between?)"
+    } else {
+        ""
+    }
 }
 
 #[cfg(test)]
@@ -298,14 +448,25 @@ mod tests {
     #[test]
     fn redirects_join_and_never_leave_tls() {
         let base: Uri = "https://h.co:8443/a/b?x=1".parse().unwrap();
-        let to = |l: &str| join(&base, Some(l)).map(|u| u.to_string()).map_err(|e| e.to_string());
-        assert_eq!(to("https://s.io/x?sig=1"), Ok("https://s.io/x?sig=1".into()));
+        let to = |l: &str| {
+            join(&base, Some(l))
+                .map(|u| u.to_string())
+                .map_err(|e| e.to_string())
+        };
+        assert_eq!(
+            to("https://s.io/x?sig=1"),
+            Ok("https://s.io/x?sig=1".into())
+        );
         assert_eq!(to("/c"), Ok("https://h.co:8443/c".into()));
         assert_eq!(to("c"), Ok("https://h.co:8443/a/c".into()));
         assert_eq!(to("//s.io/x"), Ok("https://s.io/x".into()));
         assert!(to("http://s.io/x?secret").unwrap_err().contains("refusing"));
         assert!(!to("http://s.io/x?secret").unwrap_err().contains("secret"));
-        assert!(to("file:///etc/passwd").is_err() && to("ht tp://x").is_err() && join(&base, None).is_err());
+        assert!(
+            to("file:///etc/passwd").is_err()
+                && to("ht tp://x").is_err()
+                && join(&base, None).is_err()
+        );
     }
 
     #[test]

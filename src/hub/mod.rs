@@ -56,10 +56,18 @@ impl Settings {
     /// As [`Settings::from_env`], with the variables' values given by `var`.
     pub fn from_vars(var: impl Fn(&str) -> Option<String>) -> Result<Settings> {
         let set = |name: &str| var(name).filter(|v| !v.trim().is_empty());
-        let home = || set("HOME").or_else(|| set("USERPROFILE")).map(PathBuf::from);
+        let home = || {
+            set("HOME")
+                .or_else(|| set("USERPROFILE"))
+                .map(PathBuf::from)
+        };
         let hf_home = set("HF_HOME").map(PathBuf::from).or_else(|| {
             let cache = set("XDG_CACHE_HOME").map(PathBuf::from);
-            Some(cache.or_else(|| Some(home()?.join(".cache")))?.join("huggingface"))
+            Some(
+                cache
+                    .or_else(|| Some(home()?.join(".cache")))?
+                    .join("huggingface"),
+            )
         });
         let cache = set("HF_HUB_CACHE")
             .or_else(|| set("HUGGINGFACE_HUB_CACHE"))
@@ -70,15 +78,29 @@ impl Settings {
             .map(PathBuf::from)
             .or_else(|| Some(hf_home.as_ref()?.join("token")));
         let token = set("HF_TOKEN").or_else(|| std::fs::read_to_string(token_file?).ok());
-        let token = token.map(|t| t.trim().to_string()).filter(|t| !t.is_empty());
-        if token.as_ref().is_some_and(|t| !t.bytes().all(|b| b.is_ascii_graphic())) {
-            bail!("the Hugging Face token holds a blank or another character that no token has: check HF_TOKEN");
+        let token = token
+            .map(|t| t.trim().to_string())
+            .filter(|t| !t.is_empty());
+        if token
+            .as_ref()
+            .is_some_and(|t| !t.bytes().all(|b| b.is_ascii_graphic()))
+        {
+            bail!(
+                "the Hugging Face token holds a blank or another character that no token has: check HF_TOKEN"
+            );
         }
-        let on = |v: String| matches!(v.trim().to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE");
+        let on = |v: String| {
+            matches!(
+                v.trim().to_ascii_uppercase().as_str(),
+                "1" | "ON" | "YES" | "TRUE"
+            )
+        };
         let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());
         let endpoint = endpoint.trim().trim_end_matches('/').to_string();
         if !endpoint.starts_with("https://") && !endpoint.starts_with("http://") {
-            bail!("HF_ENDPOINT is '{endpoint}': expected an address that starts with https:// (or http://)");
+            bail!(
+                "HF_ENDPOINT is '{endpoint}': expected an address that starts with https:// (or http://)"
+            );
         }
         Ok(Settings {
             endpoint,
@@ -162,7 +184,10 @@ pub fn pull(
     if settings.offline {
         let found = repo.find(spec, Some(revision))?;
         return found.with_context(|| {
-            format!("{spec} is not in {} and HF_HUB_OFFLINE forbids downloading it", settings.cache.display())
+            format!(
+                "{spec} is not in {} and HF_HUB_OFFLINE forbids downloading it",
+                settings.cache.display()
+            )
         });
     }
     let client = http::Client::new(settings)?;
@@ -177,13 +202,22 @@ pub fn pull(
     let mut remotes: Vec<http::Remote> = Vec::with_capacity(files.len());
     for file in files {
         // Later files are asked for at the first one's commit: the branch may move meanwhile.
-        let at = remotes.first().map_or(revision, |r| r.commit.as_str()).to_string();
+        let at = remotes
+            .first()
+            .map_or(revision, |r| r.commit.as_str())
+            .to_string();
         remotes.push(retry.run(on_event, || client.head(&spec.repo, &at, &file))?);
     }
-    let Some(first) = remotes.first() else { bail!("{spec}: no file to download") };
+    let Some(first) = remotes.first() else {
+        bail!("{spec}: no file to download")
+    };
     let commit = first.commit.clone();
     if let Some(other) = remotes.iter().find(|r| r.commit != commit) {
-        bail!("{spec}: the hub gave commit {commit} for one file and {} for {}; run the pull again", other.commit, other.file);
+        bail!(
+            "{spec}: the hub gave commit {commit} for one file and {} for {}; run the pull again",
+            other.commit,
+            other.file
+        );
     }
     on_event(Event::Resolved {
         commit: commit.clone(),

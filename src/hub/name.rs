@@ -28,12 +28,18 @@ impl Spec {
             _ => None,
         };
         if let Some(repo) = known {
-            return Ok(Spec { repo: repo.into(), file: None, tag: None });
+            return Ok(Spec {
+                repo: repo.into(),
+                file: None,
+                tag: None,
+            });
         }
         let mut parts = text.splitn(3, '/');
         let (owner, rest, file) = (parts.next().unwrap_or(""), parts.next(), parts.next());
         let Some(rest) = rest else {
-            bail!("'{text}' is not a model name: expected gpt-oss-20b, gpt-oss-120b, owner/name or owner/name/file.gguf");
+            bail!(
+                "'{text}' is not a model name: expected gpt-oss-20b, gpt-oss-120b, owner/name or owner/name/file.gguf"
+            );
         };
         let (name, tag) = match rest.split_once(':') {
             Some((name, tag)) => (name, Some(tag)),
@@ -43,8 +49,14 @@ impl Spec {
             let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
             let edge = |b: Option<&u8>| b.is_none_or(|b| b".-".contains(b));
             let bytes = part.as_bytes();
-            if !bytes.iter().all(|&b| plain(b)) || edge(bytes.first()) || edge(bytes.last()) || part.len() > 96 {
-                bail!("'{text}': '{part}' can't be part of a repository's name (letters, digits, '-', '_', '.'), expected owner/name[/file]");
+            if !bytes.iter().all(|&b| plain(b))
+                || edge(bytes.first())
+                || edge(bytes.last())
+                || part.len() > 96
+            {
+                bail!(
+                    "'{text}': '{part}' can't be part of a repository's name (letters, digits, '-', '_', '.'), expected owner/name[/file]"
+                );
             }
         }
         if tag.is_some_and(|t| t.is_empty() || file.is_some()) {
@@ -56,7 +68,11 @@ impl Spec {
                 bail!("'{file}' is not a GGUF file: its name must end in .gguf");
             }
         }
-        Ok(Spec { repo: format!("{owner}/{name}"), file: file.map(Into::into), tag: tag.map(Into::into) })
+        Ok(Spec {
+            repo: format!("{owner}/{name}"),
+            file: file.map(Into::into),
+            tag: tag.map(Into::into),
+        })
     }
 }
 
@@ -77,7 +93,10 @@ pub(super) fn check_path(path: &str) -> Result<()> {
     let bad_char = |c: char| c.is_control() || r#"\:*?"<>|"#.contains(c);
     let bad_part = |part: &str| matches!(part, "" | "." | "..") || part.ends_with(['.', ' ']);
     if path.len() > 512 || path.contains(bad_char) || path.split('/').any(bad_part) {
-        bail!("refusing the file name '{}': not a plain relative path", path.escape_debug());
+        bail!(
+            "refusing the file name '{}': not a plain relative path",
+            path.escape_debug()
+        );
     }
     Ok(())
 }
@@ -85,13 +104,18 @@ pub(super) fn check_path(path: &str) -> Result<()> {
 /// As [`check_path`], for a branch, tag or commit.
 pub(super) fn check_revision(revision: &str) -> Result<()> {
     if check_path(revision).is_err() {
-        bail!("'{}' is not a revision: expected a branch, a tag or a commit", revision.escape_debug());
+        bail!(
+            "'{}' is not a revision: expected a branch, a tag or a commit",
+            revision.escape_debug()
+        );
     }
     Ok(())
 }
 
 fn is_gguf(file: &str) -> bool {
-    file.len() > 5 && file.is_char_boundary(file.len() - 5) && file[file.len() - 5..].eq_ignore_ascii_case(".gguf")
+    file.len() > 5
+        && file.is_char_boundary(file.len() - 5)
+        && file[file.len() - 5..].eq_ignore_ascii_case(".gguf")
 }
 
 /// `stem-00002-of-00003.gguf` as (`stem`, 2, 3).
@@ -99,7 +123,11 @@ fn split_part(file: &str) -> Option<(&str, u32, u32)> {
     let rest = file.strip_suffix(".gguf")?;
     let (rest, count) = rest.rsplit_once("-of-")?;
     let (stem, part) = rest.rsplit_once('-')?;
-    let number = |s: &str| (s.len() == 5 && s.bytes().all(|b| b.is_ascii_digit())).then(|| s.parse().ok()).flatten();
+    let number = |s: &str| {
+        (s.len() == 5 && s.bytes().all(|b| b.is_ascii_digit()))
+            .then(|| s.parse().ok())
+            .flatten()
+    };
     let (part, count): (u32, u32) = (number(part)?, number(count)?);
     (part >= 1 && part <= count && count <= 1000).then_some((stem, part, count))
 }
@@ -107,7 +135,9 @@ fn split_part(file: &str) -> Option<(&str, u32, u32)> {
 /// All parts of the split file that `file` belongs to, in order; `file` alone if it is not split.
 pub(super) fn with_all_parts(file: &str) -> Vec<String> {
     match split_part(file) {
-        Some((stem, _, count)) => (1..=count).map(|i| format!("{stem}-{i:05}-of-{count:05}.gguf")).collect(),
+        Some((stem, _, count)) => (1..=count)
+            .map(|i| format!("{stem}-{i:05}-of-{count:05}.gguf"))
+            .collect(),
         None => vec![file.to_string()],
     }
 }
@@ -138,12 +168,19 @@ pub fn choose(listed: &[String], spec: &Spec) -> Result<Vec<String>> {
             bail!("{} holds no file {file}", spec.repo);
         }
     }
-    let has = |name: &str, tag: &str| name.to_ascii_lowercase().contains(&tag.to_ascii_lowercase());
+    let has = |name: &str, tag: &str| {
+        name.to_ascii_lowercase()
+            .contains(&tag.to_ascii_lowercase())
+    };
     let names: Vec<String> = models.keys().cloned().collect();
     if let Some(tag) = &spec.tag {
         models.retain(|name, _| has(name, tag));
         if models.is_empty() {
-            bail!("{} holds no GGUF file with '{tag}' in its name; it holds {}", spec.repo, names.join(", "));
+            bail!(
+                "{} holds no GGUF file with '{tag}' in its name; it holds {}",
+                spec.repo,
+                names.join(", ")
+            );
         }
     }
     for tag in ["mxfp4", "q8_0", "f16", "bf16"] {
@@ -155,14 +192,24 @@ pub fn choose(listed: &[String], spec: &Spec) -> Result<Vec<String>> {
     }
     if models.len() > 1 {
         let left: Vec<&str> = models.keys().map(String::as_str).collect();
-        bail!("{} holds several models; name one, as in {}/{}: {}", spec.repo, spec.repo, left[0], left.join(", "));
+        bail!(
+            "{} holds several models; name one, as in {}/{}: {}",
+            spec.repo,
+            spec.repo,
+            left[0],
+            left.join(", ")
+        );
     }
     let (first, mut found) = models.pop_first().unwrap_or_default();
     let wanted = with_all_parts(&first);
     found.sort();
     found.dedup();
     match wanted.iter().find(|part| !found.contains(part)) {
-        Some(part) => bail!("{} lacks {part}, one of {} parts of the model", spec.repo, wanted.len()),
+        Some(part) => bail!(
+            "{} lacks {part}, one of {} parts of the model",
+            spec.repo,
+            wanted.len()
+        ),
         None => Ok(wanted),
     }
 }
@@ -173,12 +220,40 @@ mod tests {
 
     #[test]
     fn spec_parses() {
-        let spec = |t: &str| Spec::parse(t).map(|s| (s.repo, s.file, s.tag)).map_err(|e| e.to_string());
-        assert_eq!(spec("gpt-oss-20b"), Ok(("ggml-org/gpt-oss-20b-GGUF".into(), None, None)));
-        assert_eq!(spec("o/n.x/d/f.gguf"), Ok(("o/n.x".into(), Some("d/f.gguf".into()), None)));
-        assert_eq!(spec("o/n:Q8_0"), Ok(("o/n".into(), None, Some("Q8_0".into()))));
-        for bad in ["", "x", "/n", "o/", "../n", "o/..", "o/n/../../x.gguf", "o/n/x.bin", "o n/x", "o/n:", "o/n:t/f.gguf",
-            "o/n//x.gguf", "o/n/C:x.gguf", "o/n/a\\b.gguf", "o/n/é"] {
+        let spec = |t: &str| {
+            Spec::parse(t)
+                .map(|s| (s.repo, s.file, s.tag))
+                .map_err(|e| e.to_string())
+        };
+        assert_eq!(
+            spec("gpt-oss-20b"),
+            Ok(("ggml-org/gpt-oss-20b-GGUF".into(), None, None))
+        );
+        assert_eq!(
+            spec("o/n.x/d/f.gguf"),
+            Ok(("o/n.x".into(), Some("d/f.gguf".into()), None))
+        );
+        assert_eq!(
+            spec("o/n:Q8_0"),
+            Ok(("o/n".into(), None, Some("Q8_0".into())))
+        );
+        for bad in [
+            "",
+            "x",
+            "/n",
+            "o/",
+            "../n",
+            "o/..",
+            "o/n/../../x.gguf",
+            "o/n/x.bin",
+            "o n/x",
+            "o/n:",
+            "o/n:t/f.gguf",
+            "o/n//x.gguf",
+            "o/n/C:x.gguf",
+            "o/n/a\\b.gguf",
+            "o/n/é",
+        ] {
             assert!(spec(bad).is_err(), "{bad} was accepted");
         }
     }
@@ -190,24 +265,66 @@ mod tests {
 
     #[test]
     fn choose_prefers_the_released_format() {
-        let files = ["README.md", "m-F16.gguf", "m-Q4_K_M.gguf", "m-mxfp4.gguf", "mmproj-x.gguf", "m-Q8_0.gguf", "m-BF16.gguf"];
+        let files = [
+            "README.md",
+            "m-F16.gguf",
+            "m-Q4_K_M.gguf",
+            "m-mxfp4.gguf",
+            "mmproj-x.gguf",
+            "m-Q8_0.gguf",
+            "m-BF16.gguf",
+        ];
         assert_eq!(chosen(&files, "o/n").unwrap(), ["m-mxfp4.gguf"]);
         assert_eq!(chosen(&files, "o/n:f16").unwrap(), ["m-F16.gguf"]);
         assert_eq!(chosen(&files, "o/n:q4_k_m").unwrap(), ["m-Q4_K_M.gguf"]);
         assert_eq!(chosen(&files, "o/n/m-BF16.gguf").unwrap(), ["m-BF16.gguf"]);
-        assert!(chosen(&files, "o/n:Q5").unwrap_err().contains("m-Q4_K_M.gguf"));
-        assert!(chosen(&["a-Q4_0.gguf", "b-Q4_0.gguf"], "o/n").unwrap_err().contains("several models"));
-        assert!(chosen(&["README.md"], "o/n").unwrap_err().contains("no GGUF"));
-        assert!(chosen(&["../../x.gguf"], "o/n").unwrap_err().contains("refusing"));
-        assert!(chosen(&["/etc/x.gguf"], "o/n").unwrap_err().contains("refusing"));
+        assert!(
+            chosen(&files, "o/n:Q5")
+                .unwrap_err()
+                .contains("m-Q4_K_M.gguf")
+        );
+        assert!(
+            chosen(&["a-Q4_0.gguf", "b-Q4_0.gguf"], "o/n")
+                .unwrap_err()
+                .contains("several models")
+        );
+        assert!(
+            chosen(&["README.md"], "o/n")
+                .unwrap_err()
+                .contains("no GGUF")
+        );
+        assert!(
+            chosen(&["../../x.gguf"], "o/n")
+                .unwrap_err()
+                .contains("refusing")
+        );
+        assert!(
+            chosen(&["/etc/x.gguf"], "o/n")
+                .unwrap_err()
+                .contains("refusing")
+        );
     }
 
     #[test]
     fn split_files_come_whole() {
-        let parts = ["q/m-00001-of-00003.gguf", "q/m-00002-of-00003.gguf", "q/m-00003-of-00003.gguf"];
-        assert_eq!(chosen(&[parts[2], parts[0], parts[1]], "o/n").unwrap(), parts);
+        let parts = [
+            "q/m-00001-of-00003.gguf",
+            "q/m-00002-of-00003.gguf",
+            "q/m-00003-of-00003.gguf",
+        ];
+        assert_eq!(
+            chosen(&[parts[2], parts[0], parts[1]], "o/n").unwrap(),
+            parts
+        );
         assert_eq!(with_all_parts(parts[1]), parts);
-        assert!(chosen(&parts[..2], "o/n").unwrap_err().contains("m-00003-of-00003"));
-        assert_eq!(with_all_parts("m-00004-of-00003.gguf"), ["m-00004-of-00003.gguf"]);
+        assert!(
+            chosen(&parts[..2], "o/n")
+                .unwrap_err()
+                .contains("m-00003-of-00003")
+        );
+        assert_eq!(
+            with_all_parts("m-00004-of-00003.gguf"),
+            ["m-00004-of-00003.gguf"]
+        );
     }
 }
