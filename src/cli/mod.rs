@@ -5,8 +5,10 @@
 //! (`| head`) ends the program quietly.
 
 pub mod model;
+mod npy;
 mod pull;
 mod run;
+mod score;
 
 use clap::{Parser, Subcommand};
 use std::{io, process::ExitCode};
@@ -35,6 +37,8 @@ enum Command {
     Run(Box<run::Args>),
     /// Download a model from a Hugging Face hub, resumed and checked
     Pull(pull::Args),
+    /// Write the logits of given token ids, for comparison with other engines
+    Score(Box<score::Args>),
 }
 
 /// Wrong usage that clap could not see (flags that exclude each other, an empty prompt): exit code 2.
@@ -54,6 +58,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(args) => run::run(*args),
         Command::Pull(args) => pull::run(args),
+        Command::Score(args) => score::run(*args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
