@@ -1,8 +1,15 @@
 //! Tensors to named, shape-checked fields.
+//!
+//! Loading copies norms, biases and sinks (small) and touches nothing else of a file whose weights
+//! are all of a [`Format`]: they stay in the map.
+
+mod convert;
+mod load;
 
 use crate::{
     config::Config,
     gguf::{Bytes, Gguf},
+    quant::{self, GgmlType},
 };
 
 /// Element formats that back ends compute with; every other type is converted at load.
@@ -17,6 +24,22 @@ pub enum Format {
 }
 
 impl Format {
+    /// The same format as a tensor type.
+    pub fn kind(self) -> GgmlType {
+        match self {
+            Format::F32 => GgmlType::F32,
+            Format::F16 => GgmlType::F16,
+            Format::BF16 => GgmlType::BF16,
+            Format::Q8_0 => GgmlType::Q8_0,
+            Format::MXFP4 => GgmlType::MXFP4,
+        }
+    }
+
+    /// Its name, as ggml spells it.
+    pub fn name(self) -> &'static str {
+        self.kind().name()
+    }
+
     /// Bytes of a row of `cols` values.
     pub fn row_bytes(self, cols: usize) -> usize {
         match self {
@@ -46,6 +69,28 @@ impl Matrix {
     pub fn row_data(&self, rows: std::ops::Range<usize>) -> &[u8] {
         let n = self.format.row_bytes(self.cols);
         &self.data[rows.start * n..rows.end * n]
+    }
+
+    /// Rows `rows` as a matrix of their own, sharing the bytes.
+    ///
+    /// # Panics
+    /// When there are no such rows.
+    pub fn rows(&self, rows: std::ops::Range<usize>) -> Matrix {
+        let n = self.format.row_bytes(self.cols);
+        Matrix {
+            format: self.format,
+            rows: rows.len(),
+            cols: self.cols,
+            data: self.data.slice(rows.start * n..rows.end * n),
+        }
+    }
+
+    /// Decodes row `row` to f32, `[cols]`.
+    ///
+    /// # Panics
+    /// When there is no such row or `out` isn't `cols` long.
+    pub fn row_to_f32(&self, row: usize, out: &mut [f32]) {
+        quant::dequantize(self.format.kind(), self.row_data(row..row + 1), out);
     }
 }
 
@@ -105,8 +150,20 @@ pub struct Model {
 }
 
 impl Model {
-    /// Reads and checks shape and weights. Conversions of other quantizations are told on stderr.
-    pub fn load(_gguf: &Gguf) -> anyhow::Result<Model> {
-        unimplemented!()
+    /// Reads and checks shape and weights. What the user should know about them (conversions of other
+    /// quantizations and their cost) is told on stderr.
+    pub fn load(gguf: &Gguf) -> anyhow::Result<Model> {
+        let (model, notes) = Model::load_with_notes(gguf)?;
+        for note in notes {
+            eprintln!("{}: {note}", gguf.path().display());
+        }
+        Ok(model)
+    }
+
+    /// As [`Model::load`], with the notes returned instead of told.
+    pub fn load_with_notes(gguf: &Gguf) -> anyhow::Result<(Model, Vec<String>)> {
+        let config = Config::from_gguf(gguf)?;
+        let (weights, notes) = load::Loader::new(gguf, &config).weights()?;
+        Ok((Model { config, weights }, notes))
     }
 }
