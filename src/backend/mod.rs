@@ -135,6 +135,12 @@ pub trait Backend: Send {
     fn limits(&self) -> Limits;
     /// Appends the batch's tokens to the KV cache and computes the logits asked for.
     fn forward(&mut self, batch: &Batch) -> Result<()>;
+    /// Makes slot `slot` ready to go on from position `len` or before, and returns from which: that
+    /// of the next [`Segment::start`]. Sliding-window rings forget, so it may be any position down
+    /// to 0, where every sequence can start anew.
+    fn rewind(&mut self, _slot: usize, _len: usize) -> usize {
+        0
+    }
     /// f32 logits `[vocab]` of the `row`-th row asked for in the last batch, in batch order.
     fn logits(&self, row: usize) -> &[f32];
     /// Work counted since the back end was opened.
