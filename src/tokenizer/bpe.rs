@@ -6,7 +6,7 @@
 //! megabyte takes n log n.
 
 use super::{bytes::from_gpt2, table::Table};
-use crate::gguf::Value;
+use crate::gguf::Strings;
 use anyhow::{Context, Result, bail};
 use rustc_hash::FxHashMap;
 use std::{cmp::Reverse, collections::BinaryHeap};
@@ -68,16 +68,16 @@ impl Merges {
 
     /// From `tokenizer.ggml.merges`. A list that holds every possible merge in the order of ids says
     /// no more than the ids do.
-    pub fn from_lines(lines: &[Value], table: &Table) -> Result<Merges> {
+    pub fn from_lines(lines: Strings<'_>, table: &Table) -> Result<Merges> {
         let by_id = Merges::by_id(table);
-        if lines.is_empty() {
+        if lines.len() == 0 {
             return Ok(by_id);
         }
         let mut parser = LineParser::default();
         let derived = derive_merges(table);
         if lines.len() == derived.len() {
             let mut same = true;
-            for (line, &(left, right)) in lines.iter().zip(&derived) {
+            for (line, &(left, right)) in lines.clone().zip(&derived) {
                 let (l, r) = parser.parse(line).context("tokenizer.ggml.merges")?;
                 if l != table.get(left) || r != table.get(right) {
                     same = false;
@@ -90,7 +90,7 @@ impl Merges {
         }
         let mut listed = FxHashMap::default();
         listed.reserve(lines.len());
-        for (rank, line) in lines.iter().enumerate() {
+        for (rank, line) in lines.enumerate() {
             let merge = (|| {
                 let (left, right) = parser.parse(line)?;
                 let ids = (table.find(left), table.find(right));
@@ -299,17 +299,18 @@ struct LineParser {
 }
 
 impl LineParser {
-    fn parse(&mut self, line: &Value) -> Result<(&[u8], &[u8])> {
-        let parts = match line {
-            Value::Str(text) => text.split_once(' '),
-            _ => None,
-        };
-        let (left, right) = parts
-            .with_context(|| format!("expected two tokens and a blank between, found {line:?}"))?;
+    fn parse(&mut self, line: &[u8]) -> Result<(&[u8], &[u8])> {
+        let text = std::str::from_utf8(line).ok();
+        let (left, right) = text
+            .and_then(|text| text.split_once(' '))
+            .with_context(|| {
+                let line = String::from_utf8_lossy(line);
+                format!("expected two tokens and a blank between, found {line:?}")
+            })?;
         self.left.clear();
         self.right.clear();
         let spelled = from_gpt2(left, &mut self.left).and(from_gpt2(right, &mut self.right));
-        spelled.with_context(|| format!("{line:?} isn't GPT-2's byte spelling"))?;
+        spelled.with_context(|| format!("{text:?} isn't GPT-2's byte spelling"))?;
         Ok((&self.left, &self.right))
     }
 }

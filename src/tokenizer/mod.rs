@@ -100,66 +100,64 @@ impl Tokenizer {
     }
 
     fn read(gguf: &Gguf) -> Result<Tokenizer> {
-        let string = |key: &str| match gguf.get(key) {
-            None => Ok(None),
-            Some(Value::Str(text)) => Ok(Some(text.as_str())),
-            Some(_) => bail!("{key}: expected a string, found another type"),
-        };
         let array = |key: &str| match gguf.get(key) {
             None => Ok(None),
-            Some(Value::Array(values)) => Ok(Some(values.as_slice())),
+            Some(Value::Array(values)) => Ok(Some(values)),
             Some(_) => bail!("{key}: expected an array, found another type"),
         };
-        match string("tokenizer.ggml.model")? {
+        match gguf.str("tokenizer.ggml.model")? {
             Some("gpt2") => {}
             other => bail!(
                 "tokenizer.ggml.model: expected gpt2 (byte-level BPE), found {}",
                 other.unwrap_or("nothing")
             ),
         }
-        match string("tokenizer.ggml.pre")? {
+        match gguf.str("tokenizer.ggml.pre")? {
             None | Some("gpt-4o") | Some("default") => {}
             Some(other) => bail!(
                 "tokenizer.ggml.pre: expected gpt-4o (the split that gpt-oss uses), found {other}"
             ),
         }
-        let texts = array("tokenizer.ggml.tokens")?.context("tokenizer.ggml.tokens is missing")?;
+        let texts = gguf
+            .strings("tokenizer.ggml.tokens")?
+            .context("tokenizer.ggml.tokens is missing")?;
         let types = array("tokenizer.ggml.token_type")?
             .context("tokenizer.ggml.token_type is missing: without it special tokens can't be told from text")?;
         ensure!(
-            texts.len() == types.len(),
+            texts.len() == types.len,
             "tokenizer.ggml.token_type: expected {} entries, one a token, found {}",
             texts.len(),
-            types.len()
+            types.len
         );
 
-        let mut kinds = Vec::with_capacity(types.len());
+        let mut kinds = Vec::with_capacity(types.len);
         for (id, value) in types.iter().enumerate() {
-            let kind = unsigned(value).and_then(TokenKind::from_ggml);
+            let kind = value.as_u64().and_then(TokenKind::from_ggml);
             kinds.push(kind.with_context(|| {
                 format!("tokenizer.ggml.token_type[{id}]: expected 1 to 6, found {value:?}")
             })?);
         }
         let mut table = Table::with_capacity(texts.len());
-        for (id, (value, kind)) in texts.iter().zip(&mut kinds).enumerate() {
-            let Value::Str(text) = value else {
-                bail!("tokenizer.ggml.tokens[{id}]: expected a string, found {value:?}");
-            };
+        for (id, (text, kind)) in texts.zip(&mut kinds).enumerate() {
             // Ollama's converter pads with user-defined tokens.
             if *kind != TokenKind::Normal && is_padding_name(text) {
                 *kind = TokenKind::Unused;
             }
             if *kind == TokenKind::Normal {
-                table.push_gpt2(text).with_context(|| {
-                    format!("tokenizer.ggml.tokens[{id}]: {text:?} isn't GPT-2's byte spelling")
-                })?;
+                let spelled = std::str::from_utf8(text).map_err(anyhow::Error::from);
+                spelled
+                    .and_then(|text| table.push_gpt2(text))
+                    .with_context(|| {
+                        let text = String::from_utf8_lossy(text);
+                        format!("tokenizer.ggml.tokens[{id}]: {text:?} isn't GPT-2's byte spelling")
+                    })?;
             } else {
-                table.push(text.as_bytes());
+                table.push(text);
             }
         }
         let mut tokenizer = Self::build(table, kinds)?;
 
-        if let Some(merges) = array("tokenizer.ggml.merges")? {
+        if let Some(merges) = gguf.strings("tokenizer.ggml.merges")? {
             tokenizer.merges = Merges::from_lines(merges, &tokenizer.table)?;
         }
         let mut stops = Vec::new();
@@ -167,16 +165,21 @@ impl Tokenizer {
             "tokenizer.ggml.eos_token_id",
             "tokenizer.ggml.eos_token_ids",
         ] {
-            let ids = match gguf.get(key) {
+            let ids: Vec<Value> = match gguf.get(key) {
                 None => continue,
-                Some(Value::Array(ids)) => ids.as_slice(),
-                Some(id) => std::slice::from_ref(id),
+                Some(Value::Array(ids)) => ids.iter().collect(),
+                Some(id) => vec![id],
             };
-            for id in ids {
-                let id = unsigned(id).filter(|&id| (id as usize) < tokenizer.vocab_size());
+            for value in ids {
+                let id = value
+                    .as_u64()
+                    .filter(|&id| (id as usize) < tokenizer.vocab_size());
                 stops.push(id.with_context(|| {
                     let size = tokenizer.vocab_size();
-                    format!("{key}: expected token ids below {size}, found {ids:?}")
+                    format!(
+                        "{key}: expected token ids below {size}, found {}",
+                        value.describe()
+                    )
                 })? as u32);
             }
         }
@@ -325,17 +328,8 @@ impl Tokenizer {
 }
 
 /// `[PAD200019]`, as converters name padding.
-fn is_padding_name(text: &str) -> bool {
-    text.strip_prefix("[PAD")
-        .and_then(|rest| rest.strip_suffix(']'))
-        .is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
-}
-
-/// A non-negative integer of either signedness.
-fn unsigned(value: &Value) -> Option<u64> {
-    match value {
-        Value::U64(number) => Some(*number),
-        Value::I64(number) => u64::try_from(*number).ok(),
-        _ => None,
-    }
+fn is_padding_name(text: &[u8]) -> bool {
+    text.strip_prefix(b"[PAD")
+        .and_then(|rest| rest.strip_suffix(b"]"))
+        .is_some_and(|digits| !digits.is_empty() && digits.iter().all(u8::is_ascii_digit))
 }
