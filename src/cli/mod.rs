@@ -9,6 +9,7 @@ mod npy;
 mod pull;
 mod run;
 mod score;
+mod synth;
 
 use clap::{Parser, Subcommand};
 use std::{io, process::ExitCode};
@@ -39,6 +40,8 @@ enum Command {
     Pull(pull::Args),
     /// Write the logits of given token ids, for comparison with other engines
     Score(Box<score::Args>),
+    /// Write a model with random weights in the layout of the released files
+    Synth(synth::Args),
 }
 
 /// Wrong usage that clap could not see (flags that exclude each other, an empty prompt): exit code 2.
@@ -59,6 +62,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(*args),
         Command::Pull(args) => pull::run(args),
         Command::Score(args) => score::run(*args),
+        Command::Synth(args) => synth::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

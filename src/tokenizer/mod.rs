@@ -18,9 +18,11 @@ mod bytes;
 mod split;
 mod stream;
 mod table;
+mod vocabulary;
 
 pub use bytes::{from_gpt2, to_gpt2};
 pub use stream::{StreamDecoder, lossy};
+pub use vocabulary::Vocabulary;
 
 use bpe::Merges;
 use table::Table;
