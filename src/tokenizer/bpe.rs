@@ -95,12 +95,12 @@ impl Merges {
                 let (left, right) = parser.parse(line)?;
                 let ids = (table.find(left), table.find(right));
                 let (Some(l), Some(r)) = ids else {
-                    bail!("{line:?}: its parts aren't both tokens");
+                    bail!("{}: its parts aren't both tokens", show(line));
                 };
                 let merged = [left, right].concat();
                 let merged = table
                     .find(&merged)
-                    .with_context(|| format!("{line:?}: makes no token"))?;
+                    .with_context(|| format!("{}: makes no token", show(line)))?;
                 Ok(((l, r), merged))
             })();
             let (pair, merged) = merge.with_context(|| format!("tokenizer.ggml.merges[{rank}]"))?;
@@ -300,17 +300,21 @@ struct LineParser {
 
 impl LineParser {
     fn parse(&mut self, line: &[u8]) -> Result<(&[u8], &[u8])> {
-        let text = std::str::from_utf8(line).ok();
-        let (left, right) = text
-            .and_then(|text| text.split_once(' '))
+        let blank = line.iter().position(|&byte| byte == b' ');
+        let (left, right) = blank
+            .map(|at| (&line[..at], &line[at + 1..]))
             .with_context(|| {
-                let line = String::from_utf8_lossy(line);
-                format!("expected two tokens and a blank between, found {line:?}")
+                format!("expected a blank between two tokens, found {}", show(line))
             })?;
         self.left.clear();
         self.right.clear();
         let spelled = from_gpt2(left, &mut self.left).and(from_gpt2(right, &mut self.right));
-        spelled.with_context(|| format!("{text:?} isn't GPT-2's byte spelling"))?;
+        spelled.with_context(|| format!("{} isn't GPT-2's spelling of bytes", show(line)))?;
         Ok((&self.left, &self.right))
     }
+}
+
+/// A merge line for a message.
+fn show(line: &[u8]) -> String {
+    format!("{:?}", String::from_utf8_lossy(line))
 }

@@ -38,14 +38,26 @@ const BYTES: [u16; 0x144] = {
     bytes
 };
 
-/// Appends the bytes that `text` spells to `out`; `None` (and a partial `out`) when a character
-/// spells no byte.
-pub fn from_gpt2(text: &str, out: &mut Vec<u8>) -> Option<()> {
-    for character in text.chars() {
-        let byte = *BYTES.get(character as usize)?;
-        out.push(u8::try_from(byte).ok()?);
+/// Appends the bytes that `text` (UTF-8) spells to `out`; `None`, and a partial `out`, when a
+/// character spells no byte.
+pub fn from_gpt2(text: &[u8], out: &mut Vec<u8>) -> Option<()> {
+    let mut rest = text;
+    loop {
+        // All characters of the spelling take one or two bytes.
+        let character = match *rest {
+            [] => return Some(()),
+            [one, ref after @ ..] if one < 0x80 => {
+                rest = after;
+                usize::from(one)
+            }
+            [lead @ 0xC2..0xDF, next @ 0x80..0xC0, ref after @ ..] => {
+                rest = after;
+                usize::from(lead & 0x1F) << 6 | usize::from(next & 0x3F)
+            }
+            _ => return None,
+        };
+        out.push(u8::try_from(*BYTES.get(character)?).ok()?);
     }
-    Some(())
 }
 
 /// The spelling of `bytes`.
@@ -65,9 +77,11 @@ mod tests {
         );
         let all: Vec<u8> = (0..=255).collect();
         let mut back = Vec::new();
-        assert!(from_gpt2(&to_gpt2(&all), &mut back).is_some());
+        assert!(from_gpt2(to_gpt2(&all).as_bytes(), &mut back).is_some());
         assert_eq!(back, all);
-        assert!(from_gpt2("a b", &mut back).is_none());
-        assert!(from_gpt2("\u{144}", &mut back).is_none());
+        assert!(from_gpt2(b"a b", &mut back).is_none());
+        assert!(from_gpt2("\u{144}".as_bytes(), &mut back).is_none());
+        assert!(from_gpt2(b"\xc4", &mut back).is_none());
+        assert!(from_gpt2("€".as_bytes(), &mut back).is_none());
     }
 }

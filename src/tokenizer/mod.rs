@@ -8,8 +8,8 @@
 //! Invariants: a vocabulary holds all 256 single bytes, so every text can be encoded; `decode` of
 //! `encode` gives the text back; time is linear in the text (n log n inside one giant piece).
 
-use crate::gguf::{Gguf, Value};
-use anyhow::{Context, Result, bail, ensure};
+use crate::gguf::Gguf;
+use anyhow::{Result, bail, ensure};
 use rustc_hash::FxHashMap;
 
 mod bpe;
@@ -46,7 +46,7 @@ pub enum TokenKind {
 
 impl TokenKind {
     /// From ggml's number, 1 to 6.
-    pub fn from_ggml(number: u64) -> Option<TokenKind> {
+    pub fn from_ggml(number: u32) -> Option<TokenKind> {
         Some(match number {
             1 => TokenKind::Normal,
             2 => TokenKind::Unknown,
@@ -95,97 +95,73 @@ impl Tokenizer {
     /// When a key is missing or of the wrong type, the tokenizer isn't byte-level BPE with the
     /// o200k split, a token's spelling isn't GPT-2's, or one of the 256 bytes has no token.
     pub fn from_gguf(gguf: &Gguf) -> Result<Tokenizer> {
-        Self::read(gguf).with_context(|| match gguf.files.first() {
-            Some((path, _)) => format!("{}: tokenizer", path.display()),
-            None => "tokenizer".to_owned(),
-        })
-    }
-
-    fn read(gguf: &Gguf) -> Result<Tokenizer> {
-        let array = |key: &str| match gguf.get(key) {
-            None => Ok(None),
-            Some(Value::Array(values)) => Ok(Some(values)),
-            Some(_) => bail!("{key}: expected an array, found another type"),
-        };
         match gguf.str("tokenizer.ggml.model")? {
             Some("gpt2") => {}
-            other => bail!(
+            other => bail!(gguf.error(format!(
                 "tokenizer.ggml.model: expected gpt2 (byte-level BPE), found {}",
                 other.unwrap_or("nothing")
-            ),
+            ))),
         }
         match gguf.str("tokenizer.ggml.pre")? {
             None | Some("gpt-4o") | Some("default") => {}
-            Some(other) => bail!(
+            Some(other) => bail!(gguf.error(format!(
                 "tokenizer.ggml.pre: expected gpt-4o (the split that gpt-oss uses), found {other}"
-            ),
+            ))),
         }
-        let texts = gguf
-            .strings("tokenizer.ggml.tokens")?
-            .context("tokenizer.ggml.tokens is missing")?;
-        let types = array("tokenizer.ggml.token_type")?
-            .context("tokenizer.ggml.token_type is missing: without it special tokens can't be told from text")?;
-        ensure!(
-            texts.len() == types.len,
-            "tokenizer.ggml.token_type: expected {} entries, one a token, found {}",
-            texts.len(),
-            types.len
-        );
+        let missing = |key: &str| gguf.error(format!("{key} is missing"));
+        let key = "tokenizer.ggml.tokens";
+        let texts = gguf.strings(key)?.ok_or_else(|| missing(key))?;
+        // Without it special tokens can't be told from text.
+        let key = "tokenizer.ggml.token_type";
+        let types = gguf.u32s(key)?.ok_or_else(|| missing(key))?;
+        if types.len() != texts.len() {
+            bail!(gguf.error(format!(
+                "{key}: expected {} entries, one a token, found {}",
+                texts.len(),
+                types.len()
+            )));
+        }
 
-        let mut kinds = Vec::with_capacity(types.len);
-        for (id, value) in types.iter().enumerate() {
-            let kind = value.as_u64().and_then(TokenKind::from_ggml);
-            kinds.push(kind.with_context(|| {
-                format!("tokenizer.ggml.token_type[{id}]: expected 1 to 6, found {value:?}")
-            })?);
-        }
-        let mut table = Table::with_capacity(texts.len());
-        for (id, (text, kind)) in texts.zip(&mut kinds).enumerate() {
+        let mut kinds = Vec::with_capacity(types.len());
+        let mut table = Table::with_capacity(types.len());
+        for (id, (text, number)) in texts.zip(types).enumerate() {
+            let Some(mut kind) = TokenKind::from_ggml(number) else {
+                bail!(gguf.error(format!("{key}[{id}]: expected 1 to 6, found {number}")));
+            };
             // Ollama's converter pads with user-defined tokens.
-            if *kind != TokenKind::Normal && is_padding_name(text) {
-                *kind = TokenKind::Unused;
+            if kind != TokenKind::Normal && is_padding_name(text) {
+                kind = TokenKind::Unused;
             }
-            if *kind == TokenKind::Normal {
-                let spelled = std::str::from_utf8(text).map_err(anyhow::Error::from);
-                spelled
-                    .and_then(|text| table.push_gpt2(text))
-                    .with_context(|| {
-                        let text = String::from_utf8_lossy(text);
-                        format!("tokenizer.ggml.tokens[{id}]: {text:?} isn't GPT-2's byte spelling")
-                    })?;
-            } else {
+            if kind != TokenKind::Normal {
                 table.push(text);
+            } else if !table.push_gpt2(text) {
+                bail!(gguf.error(format!(
+                    "tokenizer.ggml.tokens[{id}]: {:?} isn't GPT-2's spelling of bytes",
+                    String::from_utf8_lossy(text)
+                )));
             }
+            kinds.push(kind);
         }
-        let mut tokenizer = Self::build(table, kinds)?;
+        let named = |error: anyhow::Error| gguf.error(format!("tokenizer: {error:#}"));
+        let mut tokenizer = Self::build(table, kinds).map_err(named)?;
 
-        if let Some(merges) = gguf.strings("tokenizer.ggml.merges")? {
-            tokenizer.merges = Merges::from_lines(merges, &tokenizer.table)?;
+        if let Some(lines) = gguf.strings("tokenizer.ggml.merges")? {
+            tokenizer.merges = Merges::from_lines(lines, &tokenizer.table).map_err(named)?;
         }
         let mut stops = Vec::new();
-        for key in [
-            "tokenizer.ggml.eos_token_id",
-            "tokenizer.ggml.eos_token_ids",
-        ] {
-            let ids: Vec<Value> = match gguf.get(key) {
-                None => continue,
-                Some(Value::Array(ids)) => ids.iter().collect(),
-                Some(id) => vec![id],
-            };
-            for value in ids {
-                let id = value
-                    .as_u64()
-                    .filter(|&id| (id as usize) < tokenizer.vocab_size());
-                stops.push(id.with_context(|| {
-                    let size = tokenizer.vocab_size();
-                    format!(
-                        "{key}: expected token ids below {size}, found {}",
-                        value.describe()
-                    )
-                })? as u32);
-            }
+        if let Some(id) = gguf.u64("tokenizer.ggml.eos_token_id")? {
+            stops.push(id);
         }
-        tokenizer.add_stops(stops);
+        if let Some(ids) = gguf.u32s("tokenizer.ggml.eos_token_ids")? {
+            stops.extend(ids.into_iter().map(u64::from));
+        }
+        let size = tokenizer.vocab_size();
+        if let Some(id) = stops.iter().find(|&&id| id >= size as u64) {
+            bail!(gguf.error(format!(
+                "tokenizer.ggml.eos_token_id(s): expected token ids below {size}, found {id}"
+            )));
+        }
+        tokenizer.add_stops(stops.into_iter().map(|id| id as u32).collect());
         Ok(tokenizer)
     }
 

@@ -4,7 +4,7 @@
 //! size of a `HashMap` of slices and built in one pass without allocating per token.
 
 use super::{TokenKind, bytes::from_gpt2};
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use rustc_hash::FxHasher;
 use std::hash::Hasher;
 
@@ -48,13 +48,11 @@ impl Table {
         self.ends.push(self.bytes.len() as u32);
     }
 
-    /// Adds the next id from its GPT-2 spelling.
-    pub fn push_gpt2(&mut self, text: &str) -> Result<()> {
-        if from_gpt2(text, &mut self.bytes).is_none() {
-            bail!("it holds a character that stands for no byte");
-        }
+    /// Adds the next id from its GPT-2 spelling; false if it isn't one.
+    pub fn push_gpt2(&mut self, text: &[u8]) -> bool {
+        let spelled = from_gpt2(text, &mut self.bytes);
         self.ends.push(self.bytes.len() as u32);
-        Ok(())
+        spelled.is_some()
     }
 
     /// # Errors
