@@ -30,8 +30,11 @@ pub struct Tensor {
 }
 
 impl Tensor {
+    /// Bytes of its data; one block's where the dimensions are a lie no file could hold.
     pub fn bytes(&self) -> u64 {
-        self.dims.iter().product::<u64>() / self.kind.1 as u64 * self.kind.2 as u64
+        let values = self.dims.iter().try_fold(1u64, |n, &d| n.checked_mul(d));
+        let blocks = values.map_or(1, |n| n / self.kind.1 as u64);
+        blocks * self.kind.2 as u64
     }
 }
 
