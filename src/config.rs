@@ -174,34 +174,6 @@ impl Rope {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The two variants differ on the ramp only, most (by 76 %) in dimension 17.
-    #[test]
-    fn yarn_ramp_is_unrounded_unless_asked() {
-        let mut rope = Rope {
-            theta: 150000.0,
-            factor: 32.0,
-            original_context: 4096,
-            beta_fast: 32.0,
-            beta_slow: 1.0,
-            rounded: false,
-        };
-        let released = rope.inv_freq(64);
-        rope.rounded = true;
-        let rounded = rope.inv_freq(64);
-        let differs: Vec<usize> = (0..32).filter(|&i| released[i] != rounded[i]).collect();
-        assert_eq!(differs, (9..=17).collect::<Vec<_>>());
-        assert_eq!(released[0], 1.0);
-        let relative = rounded[17] / released[17] - 1.0;
-        assert!((relative.abs() - 0.76).abs() < 0.01, "{relative}");
-        rope.factor = 1.0;
-        assert_eq!(rope.inv_freq(64)[31], 150000f64.powf(-62.0 / 64.0) as f32);
-    }
-}
-
 /// The architecture's keys of one file.
 struct Keys<'a> {
     gguf: &'a Gguf,
@@ -385,5 +357,33 @@ impl Keys<'_> {
                 "{what}: expected a vocabulary of 1 to 4194304, found {found}"
             ))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The two variants differ on the ramp only, most (by 76 %) in dimension 17.
+    #[test]
+    fn yarn_ramp_is_unrounded_unless_asked() {
+        let mut rope = Rope {
+            theta: 150000.0,
+            factor: 32.0,
+            original_context: 4096,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            rounded: false,
+        };
+        let released = rope.inv_freq(64);
+        rope.rounded = true;
+        let rounded = rope.inv_freq(64);
+        let differs: Vec<usize> = (0..32).filter(|&i| released[i] != rounded[i]).collect();
+        assert_eq!(differs, (9..=17).collect::<Vec<_>>());
+        assert_eq!(released[0], 1.0);
+        let relative = rounded[17] / released[17] - 1.0;
+        assert!((relative.abs() - 0.76).abs() < 0.01, "{relative}");
+        rope.factor = 1.0;
+        assert_eq!(rope.inv_freq(64)[31], 150000f64.powf(-62.0 / 64.0) as f32);
     }
 }

@@ -4,7 +4,7 @@
     golden_llama.py MODEL.gguf IDS.json OUT.npy
 
 Needs llama-cpp-python (built from source, so no test builds it: the file is kept in the tree).
-Writes OUT.npy, f16 [tokens, vocabulary] (its rounding adds 2e-4, llama.cpp's own error is 20 times
+Writes OUT.npy, f16 [tokens, vocabulary] (its rounding adds 2e-4, llama.cpp's own error is 50 times
 that), and OUT.json: judge, version, command, hashes of model and ids. llama.cpp rounds YaRN's
 correction range, so compare with the rounded variant.
 """

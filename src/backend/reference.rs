@@ -8,7 +8,7 @@
 use super::{Backend, Batch, KV_BLOCK, Limits, LogitRows, Work};
 use crate::{
     config::Config,
-    weights::{Format, Layer, Linear, Matrix, Model},
+    weights::{Layer, Linear, Matrix, Model},
 };
 use anyhow::{Result, ensure};
 use std::{ops::Range, sync::Arc};
@@ -100,7 +100,7 @@ impl Reference {
         let table = &self.model.weights.token_embd;
         let mut x = vec![0.0; rows.len() * table.cols];
         for (row, x) in rows.iter().zip(x.chunks_exact_mut(table.cols)) {
-            decode_row(table, row.token as usize, x);
+            table.row_to_f32(row.token as usize, x);
         }
         self.work.bytes += (rows.len() * table.format.row_bytes(table.cols)) as u64;
         x
@@ -162,7 +162,7 @@ impl Reference {
             let places: Vec<usize> = (self.first_key(layer, row.position)..=row.position)
                 .map(|position| self.place(layer, batch, row.segment, position))
                 .collect();
-            for head in 0..config.heads {
+            for (head, &sink) in sinks.iter().enumerate() {
                 let at = (r * config.heads + head) * dim;
                 let q = &q[at..at + dim];
                 let kv = |place: usize| place * kv_width + head / config.group() * dim;
@@ -170,7 +170,7 @@ impl Reference {
                     .iter()
                     .map(|&place| dot(q, &cache.k[kv(place)..][..dim]) * scale)
                     .collect();
-                p.push(sinks[head] as f64); // one more logit, whose value is the zero vector
+                p.push(sink as f64); // one more logit, whose value is the zero vector
                 softmax(&mut p);
                 for (i, out) in out[at..at + dim].iter_mut().enumerate() {
                     let sum: f64 = places
@@ -322,7 +322,7 @@ impl Reference {
         }
         let mut decoded = vec![0.0; w.cols];
         for (o, output) in outputs.clone().enumerate() {
-            decode_row(w, output, &mut decoded);
+            w.row_to_f32(output, &mut decoded);
             for (x, y) in x
                 .chunks_exact(w.cols)
                 .zip(y.chunks_exact_mut(outputs.len()))
@@ -432,45 +432,4 @@ fn softmax(logits: &mut [f64]) {
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| *a as f64 * *b as f64).sum()
-}
-
-/// Row `row` of a matrix, exactly.
-fn decode_row(w: &Matrix, row: usize, out: &mut [f32]) {
-    let bytes = w.row_data(row..row + 1);
-    let half = |b: &[u8]| half::f16::from_le_bytes([b[0], b[1]]).to_f32();
-    match w.format {
-        Format::F32 => {
-            for (o, b) in out.iter_mut().zip(bytes.chunks_exact(4)) {
-                *o = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-            }
-        }
-        Format::F16 => out
-            .iter_mut()
-            .zip(bytes.chunks_exact(2))
-            .for_each(|(o, b)| *o = half(b)),
-        Format::BF16 => {
-            for (o, b) in out.iter_mut().zip(bytes.chunks_exact(2)) {
-                *o = half::bf16::from_le_bytes([b[0], b[1]]).to_f32();
-            }
-        }
-        Format::Q8_0 => {
-            for (o, b) in out.chunks_exact_mut(32).zip(bytes.chunks_exact(34)) {
-                o.iter_mut()
-                    .zip(&b[2..])
-                    .for_each(|(o, &q)| *o = half(b) * q as i8 as f32);
-            }
-        }
-        Format::MXFP4 => {
-            const E2M1: [f32; 16] = [
-                0., 1., 2., 3., 4., 6., 8., 12., 0., -1., -2., -3., -4., -6., -8., -12.,
-            ];
-            for (o, b) in out.chunks_exact_mut(32).zip(bytes.chunks_exact(17)) {
-                let scale = (b[0] as f64 - 128.0).exp2() as f32;
-                for (j, &q) in b[1..].iter().enumerate() {
-                    o[j] = E2M1[(q & 15) as usize] * scale;
-                    o[j + 16] = E2M1[(q >> 4) as usize] * scale;
-                }
-            }
-        }
-    }
 }
