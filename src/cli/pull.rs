@@ -50,9 +50,12 @@ pub fn run(args: Args) -> Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     let asked = stop.clone();
     ctrlc::set_handler(move || {
-        if asked.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
+        asked.store(true, Ordering::Relaxed);
+        // The download stops at its next piece. A connection that brings none must not hold us up,
+        // and every byte received is on disk already.
+        std::thread::sleep(Duration::from_secs(1));
+        eprintln!("error: {}", hub::STOPPED);
+        std::process::exit(1);
     })
     .context("can't listen for Ctrl-C")?;
     let mut view = if args.json {
@@ -106,6 +109,19 @@ impl Pace {
             self.last = Some(Instant::now());
         }
         due
+    }
+
+    /// A line on stderr, at most every five seconds.
+    fn tell(&mut self, done: u64) {
+        if self.due(Duration::from_secs(5)) {
+            let share = done as f64 / self.total.max(1) as f64 * 100.0;
+            let speed = human(self.speed(done));
+            eprintln!(
+                "{share:.0} % of {}: {}, {speed}/s",
+                human(self.total),
+                human(done)
+            );
+        }
     }
 
     /// Bytes a second since the start.
@@ -162,13 +178,7 @@ impl View {
             }
             (View::Bar(bar), Event::Progress { done }) => bar.set_position(*done),
             (View::Lines(pace), Event::Start { size, resumed, .. }) => pace.start(*size, *resumed),
-            (View::Lines(pace), Event::Progress { done }) => {
-                if pace.due(Duration::from_secs(5)) {
-                    let share = *done as f64 / pace.total.max(1) as f64 * 100.0;
-                    let (done, speed) = (human(*done), human(pace.speed(*done)));
-                    eprintln!("{share:.0} % of {}: {done}, {speed}/s", human(pace.total));
-                }
-            }
+            (View::Lines(pace), Event::Progress { done }) => pace.tell(*done),
             _ => {}
         }
         Ok(())

@@ -73,7 +73,7 @@ impl<'a> Retry<'a> {
 
     fn check_stop(&self) -> Result<()> {
         if self.stop.load(Ordering::Relaxed) {
-            bail!("stopped; run the same command again to resume");
+            bail!(super::STOPPED);
         }
         Ok(())
     }
@@ -279,11 +279,11 @@ fn download(
             Ok(()) => {}
             Err(Failure::Fatal(error)) => return Err(error),
             Err(Failure::Lost(error, asked)) => {
+                retry.wait(&mut failed, error, asked, on_event)?;
                 // A server that can't resume starts again each time: only new ground counts.
                 if partial.length > most {
                     (failed, most) = (0, partial.length);
                 }
-                retry.wait(&mut failed, error, asked, on_event)?;
             }
         }
     }

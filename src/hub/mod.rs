@@ -113,6 +113,9 @@ impl Settings {
     }
 }
 
+/// What a pull that was told to stop ends with.
+pub const STOPPED: &str = "stopped; run the same command again to resume";
+
 /// What a pull is doing; enough for a progress bar or a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
