@@ -163,7 +163,15 @@ impl Model {
     /// As [`Model::load`], with the notes returned instead of told.
     pub fn load_with_notes(gguf: &Gguf) -> anyhow::Result<(Model, Vec<String>)> {
         let config = Config::from_gguf(gguf)?;
-        let (weights, notes) = load::Loader::new(gguf, &config).weights()?;
+        let (weights, notes) = load::Loader::new(gguf, &config, false).weights()?;
         Ok((Model { config, weights }, notes))
+    }
+
+    /// Whether [`Model::load`] would succeed, as far as metadata, names, shapes and types tell, and
+    /// with which notes. Reads no weight.
+    pub fn check(gguf: &Gguf) -> anyhow::Result<(Config, Vec<String>)> {
+        let config = Config::from_gguf(gguf)?;
+        let (_, notes) = load::Loader::new(gguf, &config, true).weights()?;
+        Ok((config, notes))
     }
 }

@@ -4,6 +4,7 @@
 //! them to stderr. Exit codes: 0, 1 on an error, 2 on wrong usage; a reader that closes stdout early
 //! (`| head`) ends the program quietly.
 
+mod inspect;
 pub mod model;
 mod npy;
 mod pull;
@@ -36,6 +37,8 @@ Examples:
 enum Command {
     /// Answer one prompt, or continue raw text
     Run(Box<run::Args>),
+    /// Show what a GGUF file holds: shape, metadata, tensors, bytes by type
+    Inspect(inspect::Args),
     /// Download a model from a Hugging Face hub, resumed and checked
     Pull(pull::Args),
     /// Write the logits of given token ids, for comparison with other engines
@@ -60,6 +63,7 @@ pub fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Run(args) => run::run(*args),
+        Command::Inspect(args) => inspect::run(args),
         Command::Pull(args) => pull::run(args),
         Command::Score(args) => score::run(*args),
         Command::Synth(args) => synth::run(args),

@@ -33,7 +33,8 @@ impl GgufError {
     fn new(file: &Path, what: impl Into<String>) -> GgufError {
         GgufError {
             file: file.display().to_string(),
-            what: what.into(),
+            // Names from a damaged file could hold what a terminal obeys.
+            what: what.into().replace(char::is_control, "\u{fffd}"),
         }
     }
 }

@@ -1,0 +1,335 @@
+//! `gossamer inspect`: what a GGUF file holds, without reading its weights.
+
+use crate::{
+    config::Config,
+    gguf::{Array, Gguf, TensorInfo, Value},
+    hub,
+    quant::GgmlType,
+    weights::Model,
+};
+use anyhow::Result;
+use serde_json::{Map, Value as Json, json};
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    io::Write as _,
+    path::{Path, PathBuf},
+};
+
+/// What `inspect` reads.
+#[derive(clap::Args, Debug)]
+#[command(after_help = HELP)]
+pub struct Args {
+    /// A GGUF file (any part of a split one), or the name of a pulled model such as gpt-oss-20b
+    #[arg(value_name = "FILE")]
+    file: String,
+    /// One JSON object on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+const HELP: &str = "\
+Examples:
+  gossamer inspect gpt-oss-20b-mxfp4.gguf
+  gossamer inspect m.gguf --json | jq .types
+
+Any GGUF file can be shown, of other models and of types that Gossamer doesn't run too; the line
+`runs` says whether it does. No weight is read: a 12 GB file takes a few milliseconds.";
+
+/// Elements of an array that are shown.
+const SHOWN: usize = 6;
+/// Characters of a string that are shown in the listing (`--json` has them all).
+const SHOWN_CHARS: usize = 60;
+
+/// Prints the file's header, metadata, tensors and bytes by type.
+pub fn run(args: Args) -> Result<()> {
+    let gguf = Gguf::open(&locate(&args.file))?;
+    let text = if args.json {
+        serde_json::to_string_pretty(&as_json(&gguf))? + "\n"
+    } else {
+        listing(&gguf)
+    };
+    std::io::stdout().lock().write_all(text.as_bytes())?;
+    Ok(())
+}
+
+/// The path itself, or where a pulled model of this name lies.
+fn locate(name: &str) -> PathBuf {
+    let path = Path::new(name);
+    if path.exists() {
+        return path.to_owned();
+    }
+    hub::find(name).unwrap_or_else(|| path.to_owned())
+}
+
+/// Parameters: all of them, and those that one token uses (its experts; not the embedding).
+fn parameters(gguf: &Gguf, config: Option<&Config>) -> (u64, u64) {
+    let (mut all, mut active) = (0, 0);
+    for tensor in &gguf.tensors {
+        let values: u64 = tensor.dims.iter().product();
+        all += values;
+        active += match config {
+            _ if tensor.name == "token_embd.weight" => 0,
+            Some(c) if tensor.name.contains("_exps.") => {
+                values / c.experts as u64 * c.experts_used as u64
+            }
+            _ => values,
+        };
+    }
+    (all, active)
+}
+
+/// Tensors and bytes of each type, most bytes first.
+fn by_type(gguf: &Gguf) -> Vec<(GgmlType, usize, usize)> {
+    let mut sums: BTreeMap<GgmlType, (usize, usize)> = BTreeMap::new();
+    for tensor in &gguf.tensors {
+        let sum = sums.entry(tensor.kind).or_default();
+        sum.0 += 1;
+        sum.1 += tensor.bytes;
+    }
+    let mut sums: Vec<_> = sums
+        .into_iter()
+        .map(|(kind, (n, bytes))| (kind, n, bytes))
+        .collect();
+    sums.sort_by_key(|&(_, _, bytes)| std::cmp::Reverse(bytes));
+    sums
+}
+
+fn as_json(gguf: &Gguf) -> Json {
+    let checked = Model::check(gguf);
+    let config = checked.as_ref().ok().map(|(config, _)| config);
+    let (all, active) = parameters(gguf, config);
+    let files: Vec<Json> = gguf
+        .files
+        .iter()
+        .map(|(path, map)| json!({ "path": path.display().to_string(), "bytes": map.len() }))
+        .collect();
+    let mut metadata = Map::new();
+    for (key, value) in gguf.metadata() {
+        metadata.insert(key.to_owned(), json_value(value));
+    }
+    let tensor = |t: &TensorInfo| {
+        json!({ "name": t.name, "type": t.kind.name(), "dims": t.dims, "bytes": t.bytes,
+                "file": t.file, "offset": t.offset })
+    };
+    let types: Vec<Json> = by_type(gguf)
+        .into_iter()
+        .map(|(kind, n, bytes)| json!({ "type": kind.name(), "tensors": n, "bytes": bytes }))
+        .collect();
+    json!({
+        "files": files,
+        "bytes": gguf.files.iter().map(|(_, map)| map.len()).sum::<usize>(),
+        "version": gguf.version,
+        "alignment": gguf.alignment,
+        "runs": config.is_some(),
+        "error": checked.as_ref().err().map(|e| format!("{e:#}")),
+        "notes": checked.as_ref().map(|(_, notes)| notes.clone()).unwrap_or_default(),
+        "model": config.map(|c| json!({
+            "name": c.name, "layers": c.layers, "hidden": c.hidden, "heads": c.heads,
+            "kv_heads": c.kv_heads, "head_dim": c.head_dim, "experts": c.experts,
+            "experts_used": c.experts_used, "expert_width": c.expert_width, "vocab": c.vocab,
+            "context": c.context, "window": c.window, "rms_eps": json_f32(c.rms_eps),
+            "rope_theta": json_f32(c.rope.theta), "yarn_factor": json_f32(c.rope.factor),
+            "yarn_original_context": c.rope.original_context,
+        })),
+        "parameters": { "all": all, "active": config.map(|_| active) },
+        "types": types,
+        "metadata": metadata,
+        "tensors": gguf.tensors.iter().map(tensor).collect::<Vec<_>>(),
+    })
+}
+
+/// The shortest decimal that is this f32; null for infinities and NaN, which JSON lacks.
+fn json_f32(value: f32) -> Json {
+    value
+        .to_string()
+        .parse::<f64>()
+        .map_or(Json::Null, Json::from)
+}
+
+/// Scalars as themselves; arrays as their type, length and first elements.
+fn json_value(value: Value<'_>) -> Json {
+    match value {
+        Value::U64(v) => v.into(),
+        Value::I64(v) => v.into(),
+        Value::F32(v) => json_f32(v),
+        Value::F64(v) => v.into(),
+        Value::Bool(v) => v.into(),
+        Value::Str(v) => String::from_utf8_lossy(v).into(),
+        Value::Array(a) => json!({
+            "array_of": a.element.name(),
+            "length": a.len,
+            "first": a.iter().take(SHOWN).map(json_value).collect::<Vec<_>>(),
+        }),
+    }
+}
+
+fn listing(gguf: &Gguf) -> String {
+    let mut out = String::new();
+    summary(gguf, &mut out);
+    let keys: Vec<(String, String)> = gguf
+        .metadata()
+        .map(|(key, value)| (plain(key), show(value)))
+        .collect();
+    let wide = keys
+        .iter()
+        .map(|(key, _)| key.chars().count())
+        .max()
+        .unwrap_or(0)
+        .min(50);
+    let _ = writeln!(out, "\nmetadata ({})", keys.len());
+    for (key, value) in keys {
+        let _ = writeln!(out, "  {key:wide$}  {value}");
+    }
+    let wide = gguf
+        .tensors
+        .iter()
+        .map(|t| t.name.chars().count())
+        .max()
+        .unwrap_or(0)
+        .min(50);
+    let _ = writeln!(out, "\ntensors ({})", gguf.tensors.len());
+    for t in &gguf.tensors {
+        let dims: Vec<String> = t.dims.iter().map(u64::to_string).collect();
+        let name = plain(&t.name);
+        let dims = dims.join(" x ");
+        let _ = writeln!(
+            out,
+            "  {name:wide$}  {:8}  {dims:20}  {:>10}",
+            t.kind,
+            hub::human(t.bytes as u64)
+        );
+    }
+    out
+}
+
+fn summary(gguf: &Gguf, out: &mut String) {
+    let bytes: usize = gguf.files.iter().map(|(_, map)| map.len()).sum();
+    let checked = Model::check(gguf);
+    let config = checked.as_ref().ok().map(|(config, _)| config);
+    let name = gguf.str("general.name").ok().flatten().unwrap_or("unnamed");
+    let arch = gguf
+        .str("general.architecture")
+        .ok()
+        .flatten()
+        .unwrap_or("no architecture");
+    let (all, active) = parameters(gguf, config);
+    let billions = |n: u64| format!("{:.2} B", n as f64 / 1e9);
+    let mut line = |label: &str, text: String| {
+        let _ = writeln!(out, "{label:11}{text}");
+    };
+    line("model", format!("{} ({})", plain(name), plain(arch)));
+    let parts = match gguf.files.len() {
+        1 => String::new(),
+        n => format!(" in {n} parts"),
+    };
+    line(
+        "file",
+        format!(
+            "GGUF version {}, {}{parts}",
+            gguf.version,
+            hub::human(bytes as u64)
+        ),
+    );
+    match config {
+        Some(c) => {
+            line(
+                "parameters",
+                format!("{}, {} a token", billions(all), billions(active)),
+            );
+            line(
+                "shape",
+                format!(
+                    "{} layers, hidden {}, {} query and {} KV heads of {}, {} experts of {} ({} a \
+                     token), vocabulary {}",
+                    c.layers,
+                    c.hidden,
+                    c.heads,
+                    c.kv_heads,
+                    c.head_dim,
+                    c.experts,
+                    c.expert_width,
+                    c.experts_used,
+                    c.vocab
+                ),
+            );
+            let yarn = if c.rope.factor > 1.0 {
+                format!(" (YaRN {} x {})", c.rope.factor, c.rope.original_context)
+            } else {
+                String::new()
+            };
+            let context = format!(
+                "{}{yarn}, sliding window {} on even layers",
+                c.context, c.window
+            );
+            line("context", context);
+        }
+        None => line("parameters", billions(all)),
+    }
+    let data: usize = gguf.tensors.iter().map(|t| t.bytes).sum();
+    for (i, (kind, tensors, bytes)) in by_type(gguf).into_iter().enumerate() {
+        let percent = 100.0 * bytes as f64 / data as f64;
+        let label = if i == 0 { "types" } else { "" };
+        line(
+            label,
+            format!(
+                "{kind:8} {tensors:4} tensors {:>10} {percent:5.1} %",
+                hub::human(bytes as u64)
+            ),
+        );
+    }
+    match &checked {
+        Ok((_, notes)) => {
+            line("runs", "yes".to_owned());
+            notes.iter().for_each(|note| line("", note.clone()));
+        }
+        Err(error) => line("runs", format!("no: {error:#}")),
+    }
+}
+
+/// Text from a file, with nothing in it that a terminal would obey.
+fn plain(text: &str) -> String {
+    text.chars()
+        .map(|c| {
+            if c.is_control() {
+                char::REPLACEMENT_CHARACTER
+            } else {
+                c
+            }
+        })
+        .collect()
+}
+
+/// A value on one line.
+fn show(value: Value<'_>) -> String {
+    match value {
+        Value::U64(v) => v.to_string(),
+        Value::I64(v) => v.to_string(),
+        Value::F32(v) => v.to_string(),
+        Value::F64(v) => v.to_string(),
+        Value::Bool(v) => v.to_string(),
+        Value::Str(v) => show_text(v),
+        Value::Array(a) => show_array(a),
+    }
+}
+
+fn show_text(bytes: &[u8]) -> String {
+    // Enough bytes for the characters shown, whatever their width.
+    let (head, cut) = match bytes.get(..SHOWN_CHARS * 4) {
+        Some(head) => (head, true),
+        None => (bytes, false),
+    };
+    let text = String::from_utf8_lossy(head);
+    match text.char_indices().nth(SHOWN_CHARS) {
+        Some((end, _)) => format!("{:?}… ({} bytes)", &text[..end], bytes.len()),
+        None if cut => format!("{text:?}… ({} bytes)", bytes.len()),
+        None => format!("{text:?}"),
+    }
+}
+
+fn show_array(array: Array<'_>) -> String {
+    let first: Vec<String> = array.iter().take(SHOWN).map(show).collect();
+    let more = if array.len > first.len() { ", …" } else { "" };
+    let (n, element) = (array.len, array.element.name());
+    format!("{n} x {element} [{}{more}]", first.join(", "))
+}
