@@ -137,9 +137,19 @@ pub fn open(model: &Arc<Model>, name: &str, slots: usize, tokens: usize) -> Box<
         kv_blocks: slots * tokens.div_ceil(KV_BLOCK),
         batch_tokens: slots * tokens,
     };
+    open_with(model, name, 2, limits)
+}
+
+/// Opens `name` with just this room.
+pub fn open_with(
+    model: &Arc<Model>,
+    name: &str,
+    threads: usize,
+    limits: Limits,
+) -> Box<dyn Backend> {
     let options = Options {
         backend: name.into(),
-        threads: 2,
+        threads,
         limits,
     };
     backend::open(model.clone(), &options).unwrap_or_else(|e| panic!("{name}: {e:#}"))
