@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 /// One repository's folder in the cache.
@@ -191,15 +192,18 @@ fn place(blob: &Path, path: &Path, way: Way) -> io::Result<()> {
         Way::HardLink => fs::hard_link(blob, &draft)?,
         Way::Copy => fs::copy(blob, &draft).map(drop)?,
     }
-    // rename(2) leaves both names alone when they are links to one file; so make room first.
-    let _ = fs::remove_file(path);
-    fs::rename(&draft, path)
+    fs::rename(&draft, path)?;
+    // rename(2) leaves both names alone when they are hard links to one file.
+    let _ = fs::remove_file(&draft);
+    Ok(())
 }
 
-/// A name beside `path` that no other process uses.
+/// A name beside `path` that no other process or thread uses.
 fn sibling(path: &Path) -> PathBuf {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}.tmp", std::process::id()));
+    name.push(format!(".{}-{count}.tmp", std::process::id()));
     path.with_file_name(name)
 }
 

@@ -1,5 +1,7 @@
 //! Pulls against a hub that cuts connections, lies about sizes and hashes, and flips bytes.
 
+#[path = "../common/mod.rs"]
+mod common;
 mod program;
 mod server;
 

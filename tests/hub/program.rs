@@ -1,27 +1,29 @@
 //! The same through the program: killed and run again, told to stay offline, asked for JSON.
 
 use crate::{
-    fresh_bytes, incomplete, one_file,
+    common, fresh_bytes, incomplete, one_file,
     server::{Hub, Reply},
     tree,
 };
+use gossamer::hub::{self, Spec};
 use std::{
     path::Path,
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
+const PROXIES: [&str; 6] = [
+    "HTTP_PROXY",
+    "http_proxy",
+    "HTTPS_PROXY",
+    "https_proxy",
+    "ALL_PROXY",
+    "all_proxy",
+];
+
 fn gossamer(hub: &Hub, cache: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gossamer"));
-    for proxy in [
-        "HTTP_PROXY",
-        "http_proxy",
-        "HTTPS_PROXY",
-        "https_proxy",
-        "ALL_PROXY",
-        "all_proxy",
-        "HF_TOKEN",
-    ] {
+    for proxy in PROXIES {
         command.env_remove(proxy);
     }
     command
@@ -201,5 +203,51 @@ fn wrong_names_are_usage_errors_and_failures_hide_the_token() {
     assert_eq!(
         hub.requests()[0].header("authorization"),
         Some("Bearer hf_secret")
+    );
+}
+
+/// huggingface_hub, as tools/judge_hub.py runs it; what it prints.
+fn judge(verb: &str, hub: &Hub, cache: &Path, file: &str) -> String {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/judge_hub.py");
+    let mut command = Command::new(common::python());
+    for proxy in PROXIES {
+        command.env_remove(proxy);
+    }
+    command
+        .env("HF_ENDPOINT", &hub.url)
+        .env("HF_HUB_OFFLINE", if verb == "read" { "1" } else { "0" });
+    command
+        .env("HF_HUB_DISABLE_XET", "1")
+        .env("HF_HUB_DISABLE_TELEMETRY", "1")
+        .env_remove("HF_TOKEN");
+    let (output, out, err) = run(command.arg(script).arg(verb).arg(cache).arg(file));
+    assert!(output.status.success(), "{verb}: {err}");
+    out.trim().to_string()
+}
+
+#[test]
+fn huggingface_hub_reads_our_cache_and_we_read_its() {
+    let (files, bytes) = one_file(1_500_000);
+    let hub = Hub::honest(files);
+    let ours = tempfile::tempdir().unwrap();
+    let (_, path, err) = run(gossamer(&hub, ours.path()).args(["pull", "owner/name"]));
+    assert_eq!(
+        judge("read", &hub, ours.path(), "m-mxfp4.gguf"),
+        path.trim(),
+        "{err}"
+    );
+
+    let theirs = tempfile::tempdir().unwrap();
+    let path = judge("download", &hub, theirs.path(), "m-mxfp4.gguf");
+    assert_eq!(std::fs::read(&path).unwrap(), bytes);
+    let found = hub::find_in(theirs.path(), &Spec::parse("owner/name").unwrap(), None).unwrap();
+    assert_eq!(found.as_deref(), Some(Path::new(&path)));
+    let asked = hub.gets().len();
+    let (_, again, err) = run(gossamer(&hub, theirs.path()).args(["pull", "owner/name"]));
+    assert_eq!(again.trim(), path, "{err}");
+    assert_eq!(
+        hub.gets().len(),
+        asked,
+        "downloaded again what huggingface_hub had brought"
     );
 }
