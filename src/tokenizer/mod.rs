@@ -15,6 +15,7 @@ use rustc_hash::FxHashMap;
 mod bpe;
 mod bytes;
 
+pub mod sample;
 mod split;
 mod stream;
 mod table;
