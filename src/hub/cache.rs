@@ -132,7 +132,7 @@ impl Repo {
         };
         let need = remotes.iter().map(missing).fold(0u64, u64::saturating_add);
         let existing = self.root.ancestors().find(|p| p.is_dir());
-        if let Some(free) = existing.and_then(free_bytes)
+        if let Some(free) = existing.and_then(|p| fs4::available_space(p).ok())
             && need > free
         {
             bail!(
@@ -144,19 +144,6 @@ impl Repo {
         }
         Ok(())
     }
-}
-
-/// Bytes that this user may still write on the disk of `path`; `None` where it can't be told.
-#[cfg(unix)]
-fn free_bytes(path: &Path) -> Option<u64> {
-    let disk = rustix::fs::statvfs(path).ok()?;
-    Some(disk.f_bavail.saturating_mul(disk.f_frsize))
-}
-
-/// Elsewhere a full disk is told by the write that fails.
-#[cfg(not(unix))]
-fn free_bytes(_path: &Path) -> Option<u64> {
-    None
 }
 
 /// Paths, relative and with `/`, of the files under `root`, links followed; dangling ones left out.
@@ -320,12 +307,10 @@ mod tests {
             size,
         };
         assert!(repo.check_space(&[remote(1)]).is_ok());
-        if cfg!(unix) {
-            let told = repo
-                .check_space(&[remote(u64::MAX), remote(u64::MAX)])
-                .unwrap_err()
-                .to_string();
-            assert!(told.contains("not enough disk space"), "{told}");
-        }
+        let told = repo
+            .check_space(&[remote(u64::MAX), remote(u64::MAX)])
+            .unwrap_err()
+            .to_string();
+        assert!(told.contains("not enough disk space"), "{told}");
     }
 }
