@@ -5,6 +5,7 @@
 //! resumed by the next pull. The layout is that of Python's `huggingface_hub`, with which the
 //! cache is shared: `models--owner--name/{blobs,refs,snapshots}` and `.locks/`.
 
+mod address;
 mod cache;
 mod download;
 mod http;
