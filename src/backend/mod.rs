@@ -160,8 +160,23 @@ pub struct Options {
 
 /// Opens the back end named in `options`, or says which are built in.
 pub fn open(model: Arc<Model>, options: &Options) -> Result<Box<dyn Backend>> {
-    match options.backend.as_str() {
-        "auto" | "reference" => Ok(Box::new(reference::Reference::new(model, options.limits))),
-        other => bail!("no back end `{other}` in this build; there are auto, cpu and reference"),
+    let limits = options.limits;
+    let (name, isa) = match options.backend.split_once(':') {
+        Some((name, isa)) => (name, Some(isa)),
+        None => (options.backend.as_str(), None),
+    };
+    match (name, isa) {
+        ("auto", None) | ("cpu", _) => Ok(Box::new(cpu::Cpu::new(
+            model,
+            limits,
+            isa,
+            options.threads,
+        )?)),
+        ("reference", None) => Ok(Box::new(reference::Reference::new(model, limits))),
+        _ => bail!(
+            "no back end `{}` in this build; there are auto, cpu, reference and cpu:{}",
+            options.backend,
+            cpu::isas().join(", cpu:")
+        ),
     }
 }

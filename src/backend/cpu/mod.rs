@@ -1,1 +1,255 @@
-//! The fast CPU back end.
+//! The fast CPU back end: int8 activations on the file's own MXFP4 and Q8_0 blocks, f16 KV cache.
+//!
+//! Weights are read where the file is mapped, never repacked, so loading costs nothing and memory
+//! is the file's size. Every instruction set, thread count and batch composition gives the same
+//! bits, because each sum has one order (see [`kernels`] and [`attention`]).
+
+mod attention;
+mod buffers;
+mod cache;
+mod forward;
+mod kernels;
+mod moe;
+mod threads;
+
+use super::{Backend, Batch, Limits, LogitRows, Work};
+use crate::{
+    config::Config,
+    weights::{Matrix, Model},
+};
+use anyhow::{Result, anyhow, ensure};
+use attention::Plan;
+use buffers::{LargeMemory, Local, SmallMemory};
+use cache::Cache;
+use forward::Pass;
+use kernels::Kernels;
+use std::sync::{Arc, atomic::AtomicUsize};
+use threads::{Pool, Queue, Shared};
+
+/// The instruction sets that run on this machine, fastest first.
+pub fn isas() -> Vec<&'static str> {
+    kernels::available().map(|k| k.name).collect()
+}
+
+/// The CPU back end.
+pub struct Cpu {
+    model: Arc<Model>,
+    limits: Limits,
+    kernels: &'static Kernels,
+    pool: Pool,
+    cache: Cache,
+    inv_freq: Vec<f32>,
+    small: SmallMemory,
+    large: LargeMemory,
+    locals: Vec<Local>,
+    queues: Vec<Queue>,
+    pending: Vec<AtomicUsize>,
+    plan: Plan,
+    ids: Vec<u32>,
+    first_row: Vec<usize>,
+    logit_rows: Vec<usize>,
+    rope: Vec<f32>,
+    logits: Vec<f32>,
+    /// Positions that each slot's sequence has in its rings.
+    lengths: Vec<usize>,
+    work: Work,
+}
+
+impl Cpu {
+    /// Opens the back end with `isa` (`None`: the fastest) and `threads` (0: one a core).
+    pub fn new(
+        model: Arc<Model>,
+        limits: Limits,
+        isa: Option<&str>,
+        threads: usize,
+    ) -> Result<Cpu> {
+        let kernels = kernels::available()
+            .find(|k| isa.is_none_or(|isa| isa == k.name))
+            .ok_or_else(|| {
+                anyhow!(
+                    "no instruction set `{}` here; this machine and build have {}",
+                    isa.unwrap_or(""),
+                    isas().join(", ")
+                )
+            })?;
+        ensure!(
+            limits.batch_tokens > 0,
+            "a back end for batches of 0 tokens"
+        );
+        let config = &model.config;
+        let threads = if threads == 0 {
+            threads::cores()
+        } else {
+            threads
+        };
+        let rows = limits.batch_tokens;
+        let local = || {
+            Local::new(
+                config,
+                rows,
+                forward::ALONE.min(rows),
+                forward::CHUNK,
+                attention::tile_rows(config),
+            )
+        };
+        Ok(Cpu {
+            kernels,
+            cache: Cache::new(config, limits)?,
+            inv_freq: config.rope.inv_freq(config.head_dim),
+            small: SmallMemory::new(config, rows),
+            large: LargeMemory::new(config, rows, attention::PARTIALS),
+            locals: (0..threads).map(|_| local()).collect(),
+            queues: (0..forward::queue_count(config.layers))
+                .map(|_| Queue::default())
+                .collect(),
+            pending: (0..config.layers * config.kv_heads)
+                .map(|_| AtomicUsize::new(0))
+                .collect(),
+            plan: Plan::default(),
+            ids: Vec::with_capacity(rows),
+            first_row: Vec::new(),
+            logit_rows: Vec::new(),
+            rope: Vec::with_capacity(rows * config.head_dim),
+            logits: Vec::new(),
+            lengths: vec![0; limits.slots],
+            work: Work::default(),
+            pool: Pool::new(threads)?,
+            limits,
+            model,
+        })
+    }
+
+    /// Lists the batch's rows, their rotations and the rows that need logits.
+    fn prepare(&mut self, batch: &Batch) {
+        let config = &self.model.config;
+        self.ids.clear();
+        self.first_row.clear();
+        self.logit_rows.clear();
+        self.rope.clear();
+        let concentration = config.rope.concentration();
+        for segment in &batch.segments {
+            self.first_row.push(self.ids.len());
+            for (i, &id) in segment.tokens.iter().enumerate() {
+                let wanted = match segment.logits {
+                    LogitRows::None => false,
+                    LogitRows::Last => i + 1 == segment.tokens.len(),
+                    LogitRows::All => true,
+                };
+                if wanted {
+                    self.logit_rows.push(self.ids.len());
+                }
+                self.ids.push(id);
+                let position = (segment.start + i) as f64;
+                let angles = self.inv_freq.iter().map(|&f| position * f64::from(f));
+                self.rope
+                    .extend(angles.clone().map(|a| a.cos() as f32 * concentration));
+                self.rope
+                    .extend(angles.map(|a| a.sin() as f32 * concentration));
+            }
+        }
+        self.plan.make(config, batch);
+        self.queues.iter().for_each(Queue::reset);
+        let items = forward::qkv_items(config) + 1;
+        self.pending.iter_mut().for_each(|p| *p.get_mut() = items);
+        let logits = self.logit_rows.len() * config.vocab;
+        if self.logits.len() < logits {
+            self.logits.resize(logits, 0.0);
+        }
+    }
+
+    /// Counts the batch's work: bytes of every matrix touched, and of the KV cache read.
+    fn count(&mut self, batch: &Batch) {
+        let (config, weights) = (&self.model.config, &self.model.weights);
+        let bytes = |m: &Matrix| m.data.len() as u64;
+        self.work.token_rows += self.ids.len() as u64;
+        self.work.logit_rows += self.logit_rows.len() as u64;
+        self.work.bytes += std::mem::take(&mut self.locals[0].work.expert_bytes);
+        for layer in &weights.layers {
+            let dense = [&layer.q, &layer.k, &layer.v, &layer.o, &layer.router];
+            self.work.bytes += dense.iter().map(|l| bytes(&l.weight)).sum::<u64>();
+        }
+        if !self.logit_rows.is_empty() {
+            self.work.bytes += bytes(&weights.output);
+        }
+        let position = (2 * config.kv_heads * config.head_dim * 2) as u64;
+        for segment in &batch.segments {
+            let end = segment.start + segment.tokens.len();
+            let seen = end.min(config.window + segment.tokens.len() - 1);
+            let sliding = config.layers.div_ceil(2);
+            self.work.bytes += position * (sliding * seen + (config.layers - sliding) * end) as u64;
+        }
+    }
+}
+
+impl Backend for Cpu {
+    fn config(&self) -> &Config {
+        &self.model.config
+    }
+
+    fn describe(&self) -> String {
+        let threads = self.pool.threads();
+        format!(
+            "cpu ({}, {threads} thread{})",
+            self.kernels.name,
+            if threads == 1 { "" } else { "s" }
+        )
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn forward(&mut self, batch: &Batch) -> Result<()> {
+        batch.check(&self.model.config, &self.limits)?;
+        if batch.segments.is_empty() {
+            return Ok(());
+        }
+        self.prepare(batch);
+        let locals = Shared::new(&mut self.locals);
+        let pass = Pass {
+            config: &self.model.config,
+            weights: &self.model.weights,
+            kernels: self.kernels,
+            pool: &self.pool,
+            cache: &self.cache,
+            batch,
+            plan: &self.plan,
+            first_row: &self.first_row,
+            ids: &self.ids,
+            logit_rows: &self.logit_rows,
+            rope: &self.rope,
+            small: self.small.view(),
+            large: self.large.view(),
+            logits: Shared::new(&mut self.logits),
+            queues: &self.queues,
+            pending: &self.pending,
+        };
+        let done = pass.run_on_all(locals);
+        ensure!(
+            done,
+            "a worker thread of the CPU back end panicked; its message is above"
+        );
+        for segment in &batch.segments {
+            self.lengths[segment.slot] = segment.start + segment.tokens.len();
+        }
+        self.count(batch);
+        Ok(())
+    }
+
+    fn rewind(&mut self, slot: usize, len: usize) -> usize {
+        let have = self.lengths[slot];
+        // The next token at `len` sees back to `len + 1 - window`; the ring holds whole steps.
+        let oldest = self.cache.oldest(have);
+        let kept = len <= have && (len + 1).saturating_sub(self.model.config.window) >= oldest;
+        if kept { len } else { 0 }
+    }
+
+    fn logits(&self, row: usize) -> &[f32] {
+        let vocab = self.model.config.vocab;
+        &self.logits[row * vocab..(row + 1) * vocab]
+    }
+
+    fn work(&self) -> Work {
+        self.work
+    }
+}

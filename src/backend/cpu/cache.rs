@@ -1,0 +1,160 @@
+//! The KV cache's bytes: f16, keys transposed in blocks of sixteen positions.
+//!
+//! Full-attention layers are paged: block `b` holds [`KV_BLOCK`] positions of every KV head, and a
+//! sequence's block table names its blocks. Sliding layers keep a ring of `window` positions rounded
+//! up, plus one step, per sequence slot. In both, a step of 32 positions of one head is contiguous:
+//! keys `[2, head_dim, 16]`, then values `[32, head_dim]`. Memory is mapped zeroed and untouched, so
+//! it costs nothing until positions are written.
+#![allow(unsafe_code)] // raw access by several threads
+
+use super::kernels::attention::STEP;
+use crate::{
+    backend::{KV_BLOCK, Limits},
+    config::Config,
+};
+use anyhow::{Context, Result, ensure};
+use half::f16;
+use memmap2::MmapMut;
+
+const _: () = assert!(
+    KV_BLOCK == STEP,
+    "a block of the paged cache is one attention step"
+);
+
+/// Where a layer's positions of one sequence live.
+#[derive(Clone, Copy)]
+pub enum Place<'a> {
+    /// A full layer's block table.
+    Blocks(&'a [u32]),
+    /// A sliding layer's slot.
+    Ring(usize),
+}
+
+/// All KV bytes of a back end.
+pub struct Cache {
+    full: Vec<MmapMut>,
+    rings: Vec<MmapMut>,
+    kv_heads: usize,
+    head_dim: usize,
+    ring_steps: usize,
+    base: Vec<*mut u16>,
+}
+// SAFETY: `base` points into the owned mappings; `step` and `append` state who may call when.
+unsafe impl Send for Cache {}
+// SAFETY: as above.
+unsafe impl Sync for Cache {}
+
+impl Cache {
+    /// Maps room for `limits`.
+    pub fn new(config: &Config, limits: Limits) -> Result<Cache> {
+        // Steps that 32 consecutive rows of one step can see: the window, rounded up, and their own.
+        let ring_steps = (config.window - 1).div_ceil(STEP) + 1;
+        let step_bytes = config.kv_heads * 2 * STEP * config.head_dim * 2;
+        let map = |steps: usize| -> Result<MmapMut> {
+            let bytes = steps
+                .checked_mul(step_bytes)
+                .context("KV cache larger than the address space")?;
+            let mut options = memmap2::MmapOptions::new();
+            options.len(bytes.max(1)).no_reserve_swap();
+            options.map_anon().with_context(|| {
+                format!("no address space for {bytes} bytes of KV cache; use a smaller --ctx-size")
+            })
+        };
+        let (mut full, mut rings, mut base) = (Vec::new(), Vec::new(), Vec::new());
+        for layer in 0..config.layers {
+            let steps = if config.is_sliding(layer) {
+                ring_steps * limits.slots
+            } else {
+                limits.kv_blocks
+            };
+            let mut mapping = map(steps)?;
+            #[cfg(target_os = "linux")]
+            let _ = mapping.advise(memmap2::Advice::HugePage);
+            base.push(mapping.as_mut_ptr().cast::<u16>());
+            if config.is_sliding(layer) {
+                rings.push(mapping)
+            } else {
+                full.push(mapping)
+            }
+        }
+        ensure!(base.iter().all(|p| p.is_aligned()), "unaligned mapping");
+        Ok(Cache {
+            full,
+            rings,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+            ring_steps,
+            base,
+        })
+    }
+
+    /// The oldest position that a ring still holds when the sequence has `len` positions.
+    pub fn oldest(&self, len: usize) -> usize {
+        (len.div_ceil(STEP)).saturating_sub(self.ring_steps) * STEP
+    }
+
+    /// Keys and values of the step that holds `position`.
+    ///
+    /// # Safety
+    /// `place` must lie within the limits, and no thread may append to this step of this head.
+    pub unsafe fn step(
+        &self,
+        layer: usize,
+        place: Place,
+        head: usize,
+        position: usize,
+    ) -> (&[u16], &[u16]) {
+        let half = STEP * self.head_dim;
+        // SAFETY: in bounds by `offset`; no writer by the caller's promise.
+        unsafe {
+            let at = self.base[layer].add(self.offset(layer, place, head, position));
+            (
+                std::slice::from_raw_parts(at, half),
+                std::slice::from_raw_parts(at.add(half), half),
+            )
+        }
+    }
+
+    /// Writes one position of one head; values beyond f16 are clamped to its largest.
+    ///
+    /// # Safety
+    /// As [`Cache::step`], and no other thread may use this step of this head.
+    pub unsafe fn append(
+        &self,
+        layer: usize,
+        place: Place,
+        head: usize,
+        position: usize,
+        k: &[f32],
+        v: &[f32],
+    ) {
+        let d = self.head_dim;
+        assert!(k.len() == d && v.len() == d);
+        let half = |x: f32| f16::from_f32(x.clamp(-65504.0, 65504.0)).to_bits();
+        let (block, lane) = (position % STEP / 16, position % 16);
+        // SAFETY: in bounds by `offset`; exclusive by the caller's promise.
+        unsafe {
+            let at = self.base[layer].add(self.offset(layer, place, head, position));
+            for i in 0..d {
+                *at.add((block * d + i) * 16 + lane) = half(k[i]);
+                *at.add(STEP * d + position % STEP * d + i) = half(v[i]);
+            }
+        }
+    }
+
+    /// Offset in u16 of the step; panics outside the mapping.
+    fn offset(&self, layer: usize, place: Place, head: usize, position: usize) -> usize {
+        let step = position / STEP;
+        let (step, map) = match place {
+            Place::Blocks(table) => (table[step] as usize, &self.full[layer / 2]),
+            Place::Ring(slot) => (
+                slot * self.ring_steps + step % self.ring_steps,
+                &self.rings[layer / 2],
+            ),
+        };
+        let size = 2 * STEP * self.head_dim;
+        let offset = (step * self.kv_heads + head) * size;
+        assert!((offset + size) * 2 <= map.len() && head < self.kv_heads);
+        offset
+    }
+}

@@ -1,0 +1,83 @@
+//! Portable kernels: the oracle of every other table, and the fallback of every other machine.
+#![allow(unsafe_code)] // the table's function types
+
+use super::{BLOCK, GROUP, check, simd::Array};
+
+/// A block format, decoded to signed integers and a scale.
+pub trait Block {
+    /// Bytes of a block.
+    const BYTES: usize;
+    /// The block's scale and its 32 integers; value = scale * integer.
+    fn decode(block: &[u8]) -> (f32, [i8; BLOCK]);
+}
+
+/// Q8_0.
+pub struct Q8_0;
+impl Block for Q8_0 {
+    const BYTES: usize = 34;
+    #[inline(always)]
+    fn decode(block: &[u8]) -> (f32, [i8; BLOCK]) {
+        let d = half::f16::from_le_bytes([block[0], block[1]]).to_f32();
+        (d, std::array::from_fn(|i| block[2 + i] as i8))
+    }
+}
+
+/// MXFP4; the integers are doubled e2m1 values, so the scale is `2^(e - 128)`.
+pub struct Mxfp4;
+/// Doubled e2m1 values by code.
+pub const E2M1_DOUBLED: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+impl Block for Mxfp4 {
+    const BYTES: usize = 17;
+    #[inline(always)]
+    fn decode(block: &[u8]) -> (f32, [i8; BLOCK]) {
+        let code = |i: usize| {
+            if i < 16 {
+                block[1 + i] & 15
+            } else {
+                block[1 + i - 16] >> 4
+            }
+        };
+        (
+            mxfp4_scale(block[0]),
+            std::array::from_fn(|i| E2M1_DOUBLED[usize::from(code(i))]),
+        )
+    }
+}
+
+/// `2^(e - 128)`; the two subnormal ones, e = 0 and 1, differ by what no f32 sum can show: e = 0
+/// counts as zero here.
+#[inline(always)]
+pub fn mxfp4_scale(e: u8) -> f32 {
+    f32::from_bits(u32::from(e.saturating_sub(1)) << 23)
+}
+
+fn matmul<B: Block>(w: &[u8], rows: usize, cols: usize, x: &[super::XRow], out: &mut [f32]) {
+    check(w, rows, cols, B::BYTES, x, out);
+    let row_bytes = cols / BLOCK * B::BYTES;
+    for r in 0..rows {
+        let row = &w[r * row_bytes..(r + 1) * row_bytes];
+        for (t, x) in x.iter().enumerate() {
+            let mut acc = 0f32;
+            for (b, block) in row.chunks_exact(B::BYTES).enumerate() {
+                let (d, q) = B::decode(block);
+                let at = b / GROUP * GROUP * BLOCK + b % GROUP * 16;
+                let mut dot = 0i32;
+                for i in 0..16 {
+                    dot += i32::from(q[i]) * i32::from(x.q[at + i]);
+                    dot += i32::from(q[i + 16]) * i32::from(x.q[at + 64 + i]);
+                }
+                acc = (dot as f32).mul_add(d * x.scale[b], acc);
+            }
+            out[t * rows + r] = acc;
+        }
+    }
+}
+
+unsafe fn q8_0(w: &[u8], rows: usize, cols: usize, x: &[XRow], out: &mut [f32], _: &mut Panel) {
+    matmul::<Q8_0>(w, rows, cols, x, out);
+}
+unsafe fn mxfp4(w: &[u8], rows: usize, cols: usize, x: &[XRow], out: &mut [f32], _: &mut Panel) {
+    matmul::<Mxfp4>(w, rows, cols, x, out);
+}
+
+super::kernels!("scalar", Array, [], || true, q8_0, mxfp4);
