@@ -44,13 +44,18 @@ const SHOWN_CHARS: usize = 60;
 /// Prints the file's header, metadata, tensors and bytes by type.
 pub fn run(args: Args) -> Result<()> {
     let gguf = Gguf::open(&locate(&args.file))?;
-    let text = if args.json {
-        serde_json::to_string_pretty(&as_json(&gguf))? + "\n"
-    } else {
-        listing(&gguf)
-    };
+    let text = report(&gguf, args.json)?;
     std::io::stdout().lock().write_all(text.as_bytes())?;
     Ok(())
+}
+
+/// What is printed: a listing for people, or one JSON object.
+pub fn report(gguf: &Gguf, json: bool) -> Result<String> {
+    if json {
+        Ok(serde_json::to_string_pretty(&as_json(gguf))? + "\n")
+    } else {
+        Ok(listing(gguf))
+    }
 }
 
 /// The path itself, or where a pulled model of this name lies.

@@ -4,7 +4,7 @@
 //! them to stderr. Exit codes: 0, 1 on an error, 2 on wrong usage; a reader that closes stdout early
 //! (`| head`) ends the program quietly.
 
-mod inspect;
+pub mod inspect;
 pub mod model;
 mod npy;
 mod pull;

@@ -80,15 +80,14 @@ fn convert_to(
             }
             let scratch = &mut scratch[..out.len() / size];
             quant::dequantize(kind, bytes, scratch);
-            if let Err(stop) = store(format, scratch, out) {
-                if let Ok(mut first) = stopped.lock()
-                    && i < stopped_at.fetch_min(i, Ordering::Relaxed)
-                {
-                    *first = Some(match stop {
-                        Stop::NotFinite(k) => Stop::NotFinite(i * CHUNK + k),
-                        other => other,
-                    });
-                }
+            if let Err(stop) = store(format, scratch, out)
+                && let Ok(mut first) = stopped.lock()
+                && i < stopped_at.fetch_min(i, Ordering::Relaxed)
+            {
+                *first = Some(match stop {
+                    Stop::NotFinite(k) => Stop::NotFinite(i * CHUNK + k),
+                    other => other,
+                });
             }
         }
     };
@@ -102,7 +101,6 @@ fn convert_to(
         }
         worker();
     });
-    drop(work);
     if let Some(stop) = stopped.into_inner().unwrap_or_default() {
         return Ok(Err(stop));
     }

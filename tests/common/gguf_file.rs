@@ -30,11 +30,18 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// Bytes of its data; one block's where the dimensions are a lie no file could hold.
+    /// Bytes of its data: what it was filled with, else what its dimensions say; one block's where
+    /// they are a lie that no file could hold.
     pub fn bytes(&self) -> u64 {
+        if let Some(data) = &self.data {
+            return data.len() as u64;
+        }
         let values = self.dims.iter().try_fold(1u64, |n, &d| n.checked_mul(d));
-        let blocks = values.map_or(1, |n| n / self.kind.1 as u64);
-        blocks * self.kind.2 as u64
+        let (_, block_values, block_bytes) = self.kind;
+        let blocks = values
+            .filter(|n| *n < 1 << 50)
+            .map_or(1, |n| n / block_values as u64);
+        blocks * block_bytes as u64
     }
 }
 
