@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 pub mod backend;
+pub mod bandwidth;
 pub mod cli;
 pub mod config;
 pub mod engine;

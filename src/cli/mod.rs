@@ -4,12 +4,19 @@
 //! them to stderr. Exit codes: 0, 1 on an error, 2 on wrong usage; a reader that closes stdout early
 //! (`| head`) ends the program quietly.
 
+mod answer;
+mod bench;
+mod chat;
 pub mod inspect;
+mod interrupt;
+mod machine;
 pub mod model;
 mod npy;
 mod pull;
 mod run;
+mod sampling;
 mod score;
+mod stop;
 mod synth;
 
 use clap::{Parser, Subcommand};
@@ -37,10 +44,14 @@ Examples:
 enum Command {
     /// Answer one prompt, or continue raw text
     Run(Box<run::Args>),
+    /// Talk with a model
+    Chat(Box<chat::Args>),
     /// Show what a GGUF file holds: shape, metadata, tensors, bytes by type
     Inspect(inspect::Args),
     /// Download a model from a Hugging Face hub, resumed and checked
     Pull(pull::Args),
+    /// Measure speed against what this machine's memory allows
+    Bench(Box<bench::Args>),
     /// Write the logits of given token ids, for comparison with other engines
     Score(Box<score::Args>),
     /// Write a model with random weights in the layout of the released files
@@ -63,6 +74,8 @@ pub fn main() -> ExitCode {
     };
     let result = match cli.command {
         Command::Run(args) => run::run(*args),
+        Command::Chat(args) => chat::run(*args),
+        Command::Bench(args) => bench::run(*args),
         Command::Inspect(args) => inspect::run(args),
         Command::Pull(args) => pull::run(args),
         Command::Score(args) => score::run(*args),

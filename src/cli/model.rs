@@ -1,9 +1,30 @@
 //! The flags that every command which runs a model shares, and how they become a model.
 
-use crate::{gguf::Gguf, weights::Model};
-use anyhow::{Context, Result};
+use super::{Usage, machine};
+use crate::{
+    backend::{self, Backend, KV_BLOCK, Limits, Options},
+    config::Config,
+    engine::NativeEngine,
+    gguf::Gguf,
+    hub,
+    tokenizer::Tokenizer,
+    weights::Model,
+};
+use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use std::path::Path;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// Prompt tokens that go through the model at once.
+pub const BATCH_TOKENS: usize = 512;
+/// The least context that is made room for when memory is short.
+const LEAST_CONTEXT: usize = 4096;
+/// Left free beside weights and KV cache.
+const RESERVE: u64 = 512 << 20;
 
 /// Which model, how and with what room.
 #[derive(Args, Debug, Clone)]
@@ -53,11 +74,42 @@ pub fn positive(text: &str) -> Result<usize, String> {
     }
 }
 
+/// A model in memory, with what is needed to run it.
+pub struct Loaded {
+    /// Shape and weights.
+    pub model: Arc<Model>,
+    /// Its vocabulary.
+    pub tokenizer: Arc<Tokenizer>,
+    /// The back end, with room for [`Loaded::context`] tokens.
+    pub backend: Box<dyn Backend>,
+    /// Its files.
+    pub gguf: Gguf,
+    /// Size of its files.
+    pub file_bytes: u64,
+    /// Most tokens of a sequence.
+    pub context: usize,
+    /// It is the model inside this program.
+    pub is_demo: bool,
+    /// From opening the file to a back end that is ready.
+    pub load_time: Duration,
+}
+
+impl Loaded {
+    /// Starts the engine, and keeps what is used beside it.
+    pub fn into_engine(self) -> Result<(NativeEngine, Arc<Tokenizer>)> {
+        let padding = self.tokenizer.padding_ids().to_vec();
+        let engine = NativeEngine::start(self.backend, self.context, padding)?;
+        Ok((engine, self.tokenizer))
+    }
+}
+
 impl Common {
     /// Opens the model's file.
     pub fn open_gguf(&self) -> Result<Gguf> {
-        let name = self.model.as_deref().context("no --model given")?;
-        Ok(Gguf::open(Path::new(name))?)
+        match &self.model {
+            None => demo(),
+            Some(name) => Ok(Gguf::open(&find(name)?)?),
+        }
     }
 
     /// Loads shape and weights, with the RoPE variant that was asked for.
@@ -66,4 +118,133 @@ impl Common {
         model.config.rope.rounded |= self.rope_compat;
         Ok(model)
     }
+
+    /// Everything up to a back end that is ready. The demo model introduces itself on stderr.
+    pub fn open(&self) -> Result<Loaded> {
+        let started = Instant::now();
+        let is_demo = self.model.is_none();
+        let gguf = self.open_gguf()?;
+        let file_bytes = gguf.files.iter().map(|(_, map)| map.len() as u64).sum();
+        if is_demo {
+            eprintln!(
+                "This is the small demo model. For gpt-oss-20b: `gossamer pull gpt-oss-20b`, then \
+                 add `--model gpt-oss-20b`."
+            );
+        }
+        let spinner = loading(file_bytes);
+        let (tokenizer, model) = std::thread::scope(|scope| {
+            let tokenizer = scope.spawn(|| Tokenizer::from_gguf(&gguf));
+            let model = self.load(&gguf);
+            let tokenizer = tokenizer.join();
+            (tokenizer, model)
+        });
+        let model = Arc::new(model?);
+        let tokenizer = match tokenizer {
+            Ok(tokenizer) => Arc::new(tokenizer?),
+            Err(_) => bail!("building the tokenizer panicked"),
+        };
+        let context = self.context(&model.config, file_bytes)?;
+        let options = Options {
+            backend: self.backend.clone(),
+            threads: self.threads,
+            limits: Limits {
+                slots: 1,
+                kv_blocks: context.div_ceil(KV_BLOCK),
+                batch_tokens: BATCH_TOKENS.min(context),
+            },
+        };
+        let backend = backend::open(model.clone(), &options)?;
+        spinner.finish_and_clear();
+        let load_time = started.elapsed();
+        if self.verbose {
+            eprintln!(
+                "{}: {}, {}, loaded in {:.2} s; {}; context {context} tokens",
+                model.config.name,
+                gguf.path().display(),
+                hub::human(file_bytes),
+                load_time.as_secs_f64(),
+                backend.describe(),
+            );
+        }
+        Ok(Loaded {
+            model,
+            tokenizer,
+            backend,
+            gguf,
+            file_bytes,
+            context,
+            is_demo,
+            load_time,
+        })
+    }
+
+    /// Tokens to make room for: what was asked for, or the model's context bounded by free memory
+    /// (said on stderr when it is).
+    fn context(&self, config: &Config, file_bytes: u64) -> Result<usize> {
+        if let Some(asked) = self.ctx_size {
+            if asked > config.context {
+                let most = config.context;
+                let text = format!("--ctx-size {asked}: this model's context is {most} tokens");
+                return Err(Usage(text).into());
+            }
+            return Ok(asked);
+        }
+        let Some(available) = machine::available_memory() else {
+            return Ok(config.context);
+        };
+        let per_token = self.kv_bytes_per_token(config);
+        // The file's pages are mapped: they count as available, and are needed.
+        let left = available.saturating_sub(file_bytes).saturating_sub(RESERVE);
+        let fits = usize::try_from(left / per_token).unwrap_or(usize::MAX) / KV_BLOCK * KV_BLOCK;
+        let context = config.context.min(fits.max(LEAST_CONTEXT));
+        if context < config.context {
+            eprintln!(
+                "context: {context} of the model's {} tokens, for {} of free memory (--ctx-size \
+                 overrides)",
+                config.context,
+                hub::human(available)
+            );
+        }
+        Ok(context)
+    }
+
+    /// Bytes of KV cache that grow with the context: the full-attention layers' keys and values.
+    fn kv_bytes_per_token(&self, config: &Config) -> u64 {
+        let full = (0..config.layers)
+            .filter(|&l| !config.is_sliding(l))
+            .count();
+        let element = if self.backend == "reference" { 4 } else { 2 };
+        (full * 2 * config.kv_heads * config.head_dim * element).max(1) as u64
+    }
+}
+
+/// A file by its path, or a pulled model by its name.
+fn find(name: &str) -> Result<PathBuf> {
+    let path = Path::new(name);
+    if path.exists() {
+        return Ok(path.to_path_buf());
+    }
+    if let Some(path) = hub::find(name) {
+        return Ok(path);
+    }
+    let is_path = name.to_ascii_lowercase().ends_with(".gguf") || path.is_absolute();
+    if is_path || name.starts_with('.') {
+        bail!("--model {name}: no such file");
+    }
+    bail!("--model {name}: neither a file nor a pulled model; `gossamer pull {name}` fetches it")
+}
+
+/// The model inside this program.
+fn demo() -> Result<Gguf> {
+    None.context("this build holds no demo model: give --model FILE.gguf or --model NAME")
+}
+
+/// A sign of life while a model loads, on a terminal only.
+fn loading(file_bytes: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}")
+        .unwrap_or_else(|_| ProgressStyle::default_spinner());
+    let spinner = ProgressBar::new_spinner().with_style(style);
+    spinner.set_message(format!("loading {}", hub::human(file_bytes)));
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    spinner
 }

@@ -1,0 +1,176 @@
+//! What stands beside the model: tokenizer, Harmony parser, sampler.
+
+use crate::{
+    cli::model::Loaded,
+    harmony::{Parser, ToolNames},
+    sampler::{Sampler, Sampling},
+    tokenizer::{Tokenizer, sample},
+};
+use anyhow::Result;
+use serde_json::{Value, json};
+use std::{
+    hint::black_box,
+    time::{Duration, Instant},
+};
+
+/// Times of the best of a few rounds.
+pub struct Micro {
+    tokenizer_build: Duration,
+    /// To encode [`Micro::text_bytes`] of mixed text.
+    encode: Duration,
+    text_bytes: usize,
+    text_tokens: usize,
+    /// To parse those tokens as a Harmony answer.
+    parse: Duration,
+    vocab: usize,
+    /// To choose one token by each way of sampling.
+    samples: Vec<(&'static str, Duration)>,
+}
+
+const ROUNDS: usize = 5;
+
+/// Measures all of it.
+pub fn measure(loaded: &Loaded) -> Result<Micro> {
+    let mut random = 0x2545_f491_4f6c_dd1du64;
+    let mut next = || {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random
+    };
+    let text = sample::text(1_000_000, 1);
+    Tokenizer::from_gguf(&loaded.gguf)?;
+    let tokenizer_build = best(|| Tokenizer::from_gguf(&loaded.gguf).is_ok());
+    let tokens = loaded.tokenizer.encode(&text);
+    let encode = best(|| loaded.tokenizer.encode(&text));
+    Parser::new(loaded.tokenizer.clone(), ToolNames::default())?;
+    let parse = best(|| {
+        let mut parser = Parser::new(loaded.tokenizer.clone(), ToolNames::default()).ok()?;
+        for &id in &tokens {
+            black_box(parser.push(id));
+        }
+        Some(parser.finish())
+    });
+    let vocab = loaded.model.config.vocab;
+    // Peaked as a model's: most tokens far below the best.
+    let logits: Vec<f32> = (0..vocab)
+        .map(|_| {
+            let u = (next() >> 11) as f64 / (1u64 << 53) as f64;
+            (-(1.0 - u).ln()).powi(2) as f32 - 4.0
+        })
+        .collect();
+    let base = Sampling {
+        seed: Some(1),
+        ..Sampling::default()
+    };
+    let ways = [
+        (
+            "greedy",
+            Sampling {
+                temperature: 0.0,
+                ..base.clone()
+            },
+            None,
+        ),
+        ("temperature 1", base.clone(), None),
+        (
+            "top-k 40",
+            Sampling {
+                top_k: 40,
+                ..base.clone()
+            },
+            None,
+        ),
+        (
+            "top-p 0.95",
+            Sampling {
+                top_p: 0.95,
+                ..base.clone()
+            },
+            None,
+        ),
+        (
+            "min-p 0.05",
+            Sampling {
+                min_p: 0.05,
+                ..base.clone()
+            },
+            None,
+        ),
+        (
+            "greedy, 5 top logprobs",
+            Sampling {
+                temperature: 0.0,
+                ..base
+            },
+            Some(5),
+        ),
+    ];
+    let padding = loaded.tokenizer.padding_ids();
+    let samples = ways.into_iter().map(|(name, sampling, logprobs)| {
+        let mut sampler = Sampler::new(&sampling, vocab, padding, logprobs, &[]);
+        let each = 50;
+        let time = best(|| (0..each).all(|_| sampler.sample(&logits).is_ok()));
+        (name, time / each)
+    });
+    Ok(Micro {
+        tokenizer_build,
+        encode,
+        text_bytes: text.len(),
+        text_tokens: tokens.len(),
+        parse,
+        vocab,
+        samples: samples.collect(),
+    })
+}
+
+/// The shortest of a few runs of `work`.
+fn best<T>(mut work: impl FnMut() -> T) -> Duration {
+    let run = |_| {
+        let started = Instant::now();
+        black_box(work());
+        started.elapsed()
+    };
+    (0..ROUNDS).map(run).min().unwrap_or_default()
+}
+
+impl Micro {
+    pub fn json(&self) -> Value {
+        let samples: serde_json::Map<String, Value> = self
+            .samples
+            .iter()
+            .map(|(name, time)| ((*name).to_string(), json!(time.as_secs_f64())))
+            .collect();
+        json!({
+            "tokenizer_build_s": self.tokenizer_build.as_secs_f64(),
+            "encode_s": self.encode.as_secs_f64(),
+            "encode_bytes": self.text_bytes,
+            "encode_tokens": self.text_tokens,
+            "parse_s": self.parse.as_secs_f64(),
+            "sample_s": samples,
+        })
+    }
+
+    pub fn lines(&self) -> Vec<String> {
+        let millis = |time: Duration| format!("{:.1} ms", time.as_secs_f64() * 1e3);
+        let rate = self.text_tokens as f64 / self.parse.as_secs_f64() / 1e6;
+        let mut lines = vec![
+            format!("tokenizer: built in {}", millis(self.tokenizer_build)),
+            format!(
+                "tokenizer: {:.2} MB ({} tokens) encoded in {}",
+                self.text_bytes as f64 / 1e6,
+                self.text_tokens,
+                millis(self.encode)
+            ),
+            format!("Harmony: {rate:.1} million tokens/s parsed"),
+        ];
+        lines.extend(self.samples.iter().map(|(name, time)| {
+            format!(
+                "sampler: {:.0} us, {name}, of {} logits",
+                time.as_secs_f64() * 1e6,
+                self.vocab
+            )
+        }));
+        lines
+    }
+}

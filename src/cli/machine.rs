@@ -1,0 +1,148 @@
+//! What the operating system tells about this machine and this process. What a system does not tell
+//! is `None`, never a guess.
+
+use std::time::Instant;
+use sysinfo::{
+    CpuRefreshKind, MemoryRefreshKind, ProcessRefreshKind, ProcessesToUpdate, RefreshKind, System,
+};
+
+/// Memory that this process may still take, in bytes: the system's, or its container's if less.
+pub fn available_memory() -> Option<u64> {
+    let mut system = System::new();
+    system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
+    let free = system.available_memory();
+    let limit = system.cgroup_limits().map_or(u64::MAX, |c| c.free_memory);
+    Some(free.min(limit)).filter(|&bytes| bytes > 0)
+}
+
+/// The processor's name.
+pub fn cpu_name() -> Option<String> {
+    let what = RefreshKind::nothing().with_cpu(CpuRefreshKind::nothing());
+    let system = System::new_with_specifics(what);
+    let name = system.cpus().first()?.brand().trim().to_string();
+    Some(name).filter(|name| !name.is_empty())
+}
+
+/// The most memory that this process has held at once, in bytes, mapped files counted.
+#[cfg(target_os = "linux")]
+pub fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// The most memory that this process has held at once, in bytes, mapped files counted.
+#[cfg(all(unix, not(target_os = "linux")))]
+#[allow(unsafe_code)]
+pub fn peak_memory() -> Option<u64> {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the pointer is to a whole rusage, all zeros is a valid one, and the call keeps nothing.
+    let (status, usage) = unsafe {
+        let status = libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr());
+        (status, usage.assume_init())
+    };
+    // Apple counts bytes, the others KiB.
+    let unit = if cfg!(target_vendor = "apple") {
+        1
+    } else {
+        1024
+    };
+    (status == 0).then_some(usage.ru_maxrss as u64 * unit)
+}
+
+/// The most memory that this process has held at once, in bytes, mapped files counted.
+#[cfg(not(unix))]
+pub fn peak_memory() -> Option<u64> {
+    None
+}
+
+/// Watches what others take of the processors while something is timed.
+pub struct Watch {
+    system: System,
+    own_millis: u64,
+    steal: Option<(u64, u64)>,
+    started: Instant,
+}
+
+/// What others took, as shares of all processors' time.
+#[derive(Debug, Clone, Copy)]
+pub struct OtherLoad {
+    /// Other processes.
+    pub processes: f64,
+    /// The host of this virtual machine, where it tells.
+    pub steal: Option<f64>,
+    /// Runnable processes, averaged over the last minute.
+    pub load_average: f64,
+}
+
+impl OtherLoad {
+    /// Whether it was enough to disturb a measurement.
+    pub fn disturbs(&self) -> bool {
+        self.processes > 0.03 || self.steal.is_some_and(|steal| steal > 0.01)
+    }
+}
+
+impl Watch {
+    /// Starts watching.
+    pub fn start() -> Watch {
+        let mut system = System::new();
+        system.refresh_cpu_usage();
+        Watch {
+            own_millis: own_millis(&mut system),
+            system,
+            steal: steal(),
+            started: Instant::now(),
+        }
+    }
+
+    /// What others took since the start; `None` if the time was too short to tell.
+    pub fn stop(mut self) -> Option<OtherLoad> {
+        let elapsed = self.started.elapsed();
+        if elapsed < sysinfo::MINIMUM_CPU_UPDATE_INTERVAL {
+            return None;
+        }
+        self.system.refresh_cpu_usage();
+        let busy = f64::from(self.system.global_cpu_usage()) / 100.0;
+        let own = own_millis(&mut self.system).saturating_sub(self.own_millis) as f64 / 1000.0;
+        let processors = self.system.cpus().len().max(1) as f64;
+        let own = own / elapsed.as_secs_f64() / processors;
+        let steal = self
+            .steal
+            .zip(steal())
+            .map(|((stolen, all), (stolen_now, all_now))| {
+                stolen_now.saturating_sub(stolen) as f64 / all_now.saturating_sub(all).max(1) as f64
+            });
+        Some(OtherLoad {
+            processes: (busy - own - steal.unwrap_or(0.0)).max(0.0),
+            steal,
+            load_average: System::load_average().one,
+        })
+    }
+}
+
+/// Processor time of this process, in milliseconds.
+fn own_millis(system: &mut System) -> u64 {
+    let Ok(pid) = sysinfo::get_current_pid() else {
+        return 0;
+    };
+    let what = ProcessRefreshKind::nothing().with_cpu();
+    system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), false, what);
+    system
+        .process(pid)
+        .map_or(0, |process| process.accumulated_cpu_time())
+}
+
+/// Time stolen by the host and time in all, of all processors, where the kernel counts them.
+fn steal() -> Option<(u64, u64)> {
+    let stat = std::fs::read_to_string("/proc/stat").ok()?;
+    let line = stat.lines().next()?.strip_prefix("cpu ")?;
+    let ticks: Vec<u64> = line
+        .split_whitespace()
+        .map_while(|t| t.parse().ok())
+        .collect();
+    // user nice system idle iowait irq softirq steal, then guests, which user holds already.
+    Some((*ticks.get(7)?, ticks[..8].iter().sum()))
+}
