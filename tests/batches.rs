@@ -196,6 +196,63 @@ fn ragged(name: &str, model: &Arc<Model>, random: &mut Random) {
     }
 }
 
+/// A sequence that goes back and on again, twice, as an edited chat does: wherever the back end lets
+/// it go back to, the logits are those of its tokens alone.
+#[test]
+fn rewound_sequences_equal_solo_runs() {
+    let mut random = Random(fresh_seed());
+    let config = Config {
+        layers: 2,
+        ..odd_shape()
+    };
+    let model = random_model(&mut random, config, &[Format::Q8_0], &[Format::MXFP4]);
+    let mut kept = 0;
+    for trial in 0..200 {
+        let names = backends();
+        let name = &names[trial % names.len()];
+        let limits = Limits {
+            slots: 1,
+            kv_blocks: 8,
+            batch_tokens: 16,
+        };
+        let mut backend = open_with(&model, name, 2, limits);
+        let mut ids: Vec<u32> = Vec::new();
+        let mut told = String::new();
+        for (back, more) in [
+            (0, 90 + random.below(80)),
+            (40, 1 + random.below(4)),
+            (60, 1),
+        ] {
+            let wanted = ids.len() - random.below(back + 1).min(ids.len());
+            let from = backend.rewind(0, wanted);
+            assert!(
+                from <= wanted,
+                "{name}: asked to go back to {wanted}, offered {from}"
+            );
+            told += &format!(" {} tokens, back to {from}, {more} more;", ids.len());
+            kept += usize::from(from > 0 && from < ids.len());
+            ids.truncate(from);
+            ids.extend(random.tokens(more, model.config.vocab));
+            for (i, piece) in ids[from..].chunks(16).enumerate() {
+                let segments = vec![segment(from + i * 16, piece, LogitRows::Last)];
+                backend.forward(&Batch { segments }).unwrap();
+            }
+        }
+        let mut solo = open(&model, name, 1, ids.len());
+        solo.forward(&Batch {
+            segments: vec![segment(0, &ids, LogitRows::Last)],
+        })
+        .unwrap();
+        assert_same(
+            name,
+            &told,
+            &[backend.logits(0).to_vec()],
+            &[solo.logits(0).to_vec()],
+        );
+    }
+    assert!(kept > 0, "no back end ever kept a part of the sequence");
+}
+
 /// The number of threads does not show either.
 #[test]
 fn threads_do_not_change_logits() {

@@ -101,6 +101,18 @@ impl Batch {
         }
         Ok(())
     }
+
+    /// Checks that each segment goes on where its slot's sequence ends (`lengths`), or starts anew.
+    pub fn check_starts(&self, lengths: &[usize]) -> Result<()> {
+        for segment in &self.segments {
+            let (slot, start, held) = (segment.slot, segment.start, lengths[segment.slot]);
+            ensure!(
+                start == 0 || start == held,
+                "slot {slot} holds {held} tokens: a segment starts there or at 0, not at {start}"
+            );
+        }
+        Ok(())
+    }
 }
 
 /// What a back end was opened with room for.

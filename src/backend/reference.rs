@@ -10,7 +10,7 @@ use crate::{
     config::Config,
     weights::{Layer, Linear, Matrix, Model},
 };
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use std::{ops::Range, sync::Arc};
 
 /// The reference back end: one thread, every platform.
@@ -23,6 +23,8 @@ pub struct Reference {
     cache: Vec<Cache>,
     /// Tokens in the cache of each slot's sequence.
     lengths: Vec<usize>,
+    /// The most that it held since it began: what its rings have overwritten is counted from there.
+    furthest: Vec<usize>,
     /// `[rows asked for, vocab]` of the last batch.
     logits: Vec<f32>,
     work: Work,
@@ -66,6 +68,7 @@ impl Reference {
             inv_freq: config.rope.inv_freq(config.head_dim),
             cache,
             lengths: vec![0; limits.slots],
+            furthest: vec![0; limits.slots],
             logits: Vec::new(),
             work: Work::default(),
             limits,
@@ -350,15 +353,7 @@ impl Backend for Reference {
 
     fn forward(&mut self, batch: &Batch) -> Result<()> {
         batch.check(&self.model.config, &self.limits)?;
-        for segment in &batch.segments {
-            let held = self.lengths[segment.slot];
-            ensure!(
-                segment.start == 0 || segment.start == held,
-                "slot {} holds {held} tokens: a segment starts there or at 0, not at {}",
-                segment.slot,
-                segment.start
-            );
-        }
+        batch.check_starts(&self.lengths)?;
         let rows: Vec<Row> = (batch.segments.iter().enumerate())
             .flat_map(|(segment, s)| {
                 (s.tokens.iter().enumerate()).map(move |(i, &token)| Row {
@@ -380,10 +375,26 @@ impl Backend for Reference {
         }
         self.norm_lm_head(batch, &x);
         for segment in &batch.segments {
-            self.lengths[segment.slot] = segment.start + segment.tokens.len();
+            let end = segment.start + segment.tokens.len();
+            self.lengths[segment.slot] = end;
+            let furthest = &mut self.furthest[segment.slot];
+            *furthest = if segment.start == 0 {
+                end
+            } else {
+                end.max(*furthest)
+            };
         }
         self.work.token_rows += rows.len() as u64;
         Ok(())
+    }
+
+    fn rewind(&mut self, slot: usize, len: usize) -> usize {
+        let config = &self.model.config;
+        let oldest_kept = self.furthest[slot].saturating_sub(ring(config, &self.limits));
+        let oldest_seen = (len + 1).saturating_sub(config.window);
+        let kept = len <= self.lengths[slot] && oldest_seen >= oldest_kept;
+        self.lengths[slot] = if kept { len } else { 0 };
+        self.lengths[slot]
     }
 
     fn logits(&self, row: usize) -> &[f32] {

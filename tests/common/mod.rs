@@ -189,5 +189,6 @@ pub fn score_with(name: &str, model: &Arc<Model>, ids: &[u32]) -> Vec<Vec<f32>> 
 
 /// Every instruction set of the fast CPU back end that this machine has, as `--backend` names it.
 pub fn cpu_backends() -> Vec<String> {
-    Vec::new()
+    let isas = backend::cpu::isas();
+    isas.into_iter().map(|isa| format!("cpu:{isa}")).collect()
 }

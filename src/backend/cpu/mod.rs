@@ -52,6 +52,8 @@ pub struct Cpu {
     logits: Vec<f32>,
     /// Positions that each slot's sequence has in its rings.
     lengths: Vec<usize>,
+    /// The most that it had since it began: what the rings overwrote is counted from there.
+    furthest: Vec<usize>,
     work: Work,
 }
 
@@ -112,6 +114,7 @@ impl Cpu {
             rope: Vec::with_capacity(rows * config.head_dim),
             logits: Vec::new(),
             lengths: vec![0; limits.slots],
+            furthest: vec![0; limits.slots],
             work: Work::default(),
             pool: Pool::new(threads)?,
             limits,
@@ -201,6 +204,7 @@ impl Backend for Cpu {
 
     fn forward(&mut self, batch: &Batch) -> Result<()> {
         batch.check(&self.model.config, &self.limits)?;
+        batch.check_starts(&self.lengths)?;
         if batch.segments.is_empty() {
             return Ok(());
         }
@@ -230,18 +234,26 @@ impl Backend for Cpu {
             "a worker thread of the CPU back end panicked; its message is above"
         );
         for segment in &batch.segments {
-            self.lengths[segment.slot] = segment.start + segment.tokens.len();
+            let end = segment.start + segment.tokens.len();
+            self.lengths[segment.slot] = end;
+            let furthest = &mut self.furthest[segment.slot];
+            *furthest = if segment.start == 0 {
+                end
+            } else {
+                end.max(*furthest)
+            };
         }
         self.count(batch);
         Ok(())
     }
 
     fn rewind(&mut self, slot: usize, len: usize) -> usize {
-        let have = self.lengths[slot];
         // The next token at `len` sees back to `len + 1 - window`; the ring holds whole steps.
-        let oldest = self.cache.oldest(have);
-        let kept = len <= have && (len + 1).saturating_sub(self.model.config.window) >= oldest;
-        if kept { len } else { 0 }
+        let oldest = self.cache.oldest(self.furthest[slot]);
+        let seen = (len + 1).saturating_sub(self.model.config.window);
+        let kept = len <= self.lengths[slot] && seen >= oldest;
+        self.lengths[slot] = if kept { len } else { 0 };
+        self.lengths[slot]
     }
 
     fn logits(&self, row: usize) -> &[f32] {
