@@ -2,16 +2,16 @@
 //!
 //! The pair with the lowest rank merges first, the leftmost of equals. In o200k a pair's rank is the
 //! id of the token it makes, so the vocabulary alone decides; other vocabularies may list merges in
-//! an order of their own. Short pieces are merged by scanning, long ones with a heap: a piece of a
-//! megabyte takes n log n.
+//! an order of their own. Short pieces are merged by scanning, long ones with a queue: a piece of a
+//! megabyte takes n log n at worst.
 
-use super::{bytes::from_gpt2, table::Table};
+use super::{bytes::from_gpt2, queue::Queue, table::Table};
 use crate::gguf::Strings;
 use anyhow::{Context, Result, bail};
 use rustc_hash::FxHashMap;
-use std::{cmp::Reverse, collections::BinaryHeap};
+use std::thread;
 
-/// Above this many bytes the heap wins over scanning.
+/// Above this many bytes the queue wins over scanning.
 const SCAN_LIMIT: usize = 128;
 /// Longer pieces are cut: positions are 32 bits wide.
 const PIECE_LIMIT: usize = 1 << 30;
@@ -36,7 +36,7 @@ enum Order {
 pub(super) struct Scratch {
     parts: Vec<Part>,
     links: Vec<Link>,
-    heap: BinaryHeap<Reverse<u64>>,
+    queue: Queue,
 }
 
 /// A token so far, and what merging it with its right neighbour would give.
@@ -164,7 +164,7 @@ impl Merges {
                 scan(piece, parts, &lookup);
                 ids.extend(parts.iter().map(|part| part.id));
             } else {
-                drain_heap(piece, scratch, &lookup);
+                drain_queue(piece, scratch, &lookup);
                 let mut at = 0;
                 while at != NONE {
                     ids.push(scratch.parts[at as usize].id);
@@ -209,30 +209,31 @@ fn scan(
     }
 }
 
-/// The same with a heap of (rank, position). A part swallowed by its left neighbour gets rank
-/// `NONE`, and an entry whose rank is no longer its part's is stale.
-fn drain_heap(
+/// The same with a queue. A part swallowed by its left neighbour gets rank `NONE`, and an entry
+/// whose rank is no longer its part's is stale.
+fn drain_queue(
     piece: &[u8],
     scratch: &mut Scratch,
     lookup: impl Fn(&[u8], &Part, &Part, usize) -> Option<(u32, u32)>,
 ) {
-    let Scratch { parts, links, heap } = scratch;
+    let Scratch {
+        parts,
+        links,
+        queue,
+    } = scratch;
     let last = parts.len() as u32 - 1;
     links.clear();
     links.extend((0..=last).map(|at| Link {
         previous: at.wrapping_sub(1),
         next: if at == last { NONE } else { at + 1 },
     }));
-    let key = |rank: u32, at: u32| Reverse(u64::from(rank) << 32 | u64::from(at));
-    let entries = parts.iter().enumerate();
-    heap.clear();
-    heap.extend(
-        entries
-            .filter(|(_, part)| part.rank != NONE)
-            .map(|(at, part)| key(part.rank, at as u32)),
-    );
-    while let Some(Reverse(entry)) = heap.pop() {
-        let (rank, at) = ((entry >> 32) as u32, entry as u32);
+    queue.clear();
+    for (at, part) in parts.iter().enumerate() {
+        if part.rank != NONE {
+            queue.push(part.rank, at as u32);
+        }
+    }
+    while let Some((rank, at)) = queue.pop() {
         if parts[at as usize].rank != rank {
             continue;
         }
@@ -262,7 +263,7 @@ fn drain_heap(
             let part = &mut parts[left as usize];
             (part.rank, part.merged) = found.unwrap_or((NONE, NONE));
             if part.rank != NONE {
-                heap.push(key(part.rank, left));
+                queue.push(part.rank, left);
             }
         }
     }
@@ -270,25 +271,50 @@ fn drain_heap(
 
 /// See [`super::Tokenizer::derive_merges`].
 pub(super) fn derive_merges(table: &Table) -> Vec<(u32, u32)> {
-    let mut merges = Vec::with_capacity(table.len() * 9 / 4);
-    for id in 0..table.len() as u32 {
-        let token = table.get(id);
-        // Specials, and repeats of an earlier token, are never merged.
-        if token.len() < 2 || table.find(token) != Some(id) {
-            continue;
+    // Two million lookups: most of the time it takes to open a file, so each core takes a share.
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let share = table.len().div_ceil(threads).max(4096);
+    let of_share = &|first: usize| {
+        let ids = first..(first + share).min(table.len());
+        let mut merges = Vec::with_capacity(share * 9 / 4);
+        for id in ids {
+            merges_into(table, id as u32, &mut merges);
         }
-        let first = merges.len();
-        for cut in 1..token.len() {
-            let (left, right) = token.split_at(cut);
-            if let Some(left) = table.find(left)
-                && let Some(right) = table.find(right)
-            {
-                merges.push((left, right));
+        merges
+    };
+    thread::scope(|scope| {
+        let starts = (share..table.len()).step_by(share);
+        let others: Vec<_> = starts
+            .map(|first| scope.spawn(move || of_share(first)))
+            .collect();
+        let mut merges = of_share(0);
+        for other in others {
+            match other.join() {
+                Ok(more) => merges.extend(more),
+                Err(panic) => std::panic::resume_unwind(panic),
             }
         }
-        merges[first..].sort_unstable();
+        merges
+    })
+}
+
+/// Appends the merges that make token `id`, by their left, then their right id.
+fn merges_into(table: &Table, id: u32, merges: &mut Vec<(u32, u32)>) {
+    let token = table.get(id);
+    // Specials, and repeats of an earlier token, are never merged.
+    if token.len() < 2 || table.find(token) != Some(id) {
+        return;
     }
-    merges
+    let first = merges.len();
+    for cut in 1..token.len() {
+        let (left, right) = token.split_at(cut);
+        if let Some(left) = table.find(left)
+            && let Some(right) = table.find(right)
+        {
+            merges.push((left, right));
+        }
+    }
+    merges[first..].sort_unstable();
 }
 
 /// Splits merge lines into the bytes of their two parts.

@@ -14,6 +14,7 @@ use rustc_hash::FxHashMap;
 
 mod bpe;
 mod bytes;
+mod queue;
 
 pub mod sample;
 mod split;

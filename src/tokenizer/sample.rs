@@ -143,7 +143,7 @@ pub fn text(bytes: usize, seed: u64) -> String {
             _ => {
                 // Half of the prose is English, as in the text that models are asked about.
                 let script = random.below(2 * scripts.len());
-                let (words, joint) = &scripts[script.checked_sub(scripts.len()).unwrap_or(0)];
+                let (words, joint) = &scripts[script.saturating_sub(scripts.len())];
                 for _ in 0..4 + random.below(16) {
                     text += random.pick(words);
                     text += joint;
