@@ -149,29 +149,42 @@ pub struct Model {
     pub weights: Weights,
 }
 
+/// What [`Model::check`] finds before any weight is read.
+pub struct Check {
+    /// The shape.
+    pub config: Config,
+    /// What the user should know: conversions of other quantizations and their cost.
+    pub notes: Vec<String>,
+    /// Memory that loading takes for converted weights, in F16; all others stay in the map.
+    pub converted_bytes: u64,
+}
+
 impl Model {
-    /// Reads and checks shape and weights. What the user should know about them (conversions of other
-    /// quantizations and their cost) is told on stderr.
+    /// Reads and checks shape and weights. What the user should know about them is told on stderr,
+    /// before the work is done.
     pub fn load(gguf: &Gguf) -> anyhow::Result<Model> {
-        let (model, notes) = Model::load_with_notes(gguf)?;
-        for note in notes {
-            eprintln!("{}: {note}", gguf.path().display());
-        }
+        let tell = |note: &str| eprintln!("{}: {note}", gguf.path().display());
+        let before = Model::check(gguf)?.notes;
+        before.iter().for_each(|note| tell(note));
+        let (model, after) = Model::load_with_notes(gguf)?;
+        // A tensor that F16 couldn't hold became F32.
+        let new = after.iter().filter(|note| !before.contains(note));
+        new.for_each(|note| tell(note));
         Ok(model)
     }
 
     /// As [`Model::load`], with the notes returned instead of told.
     pub fn load_with_notes(gguf: &Gguf) -> anyhow::Result<(Model, Vec<String>)> {
         let config = Config::from_gguf(gguf)?;
-        let (weights, notes) = load::Loader::new(gguf, &config, false).weights()?;
-        Ok((Model { config, weights }, notes))
+        let (weights, check) = load::Loader::new(gguf, &config, false).weights()?;
+        Ok((Model { config, weights }, check.notes))
     }
 
     /// Whether [`Model::load`] would succeed, as far as metadata, names, shapes and types tell, and
-    /// with which notes. Reads no weight.
-    pub fn check(gguf: &Gguf) -> anyhow::Result<(Config, Vec<String>)> {
+    /// what it would cost. Reads no weight.
+    pub fn check(gguf: &Gguf) -> anyhow::Result<Check> {
         let config = Config::from_gguf(gguf)?;
-        let (_, notes) = load::Loader::new(gguf, &config, true).weights()?;
-        Ok((config, notes))
+        let (_, check) = load::Loader::new(gguf, &config, true).weights()?;
+        Ok(check)
     }
 }

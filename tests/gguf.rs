@@ -251,6 +251,44 @@ fn names_of_other_converters() {
         (model.config.rope.factor, model.config.rope.beta_fast),
         (32.0, 16.0)
     );
+    // Ollama's fused attn_qkv: rows of q, then k, then v.
+    let mut file = original.clone();
+    file.tensors.retain(|t| {
+        !["_q.", "_k.", "_v."]
+            .iter()
+            .any(|p| t.name.contains(&format!("attn{p}")))
+    });
+    for layer in 0..2 {
+        file.tensor(
+            &format!("blk.{layer}.attn_qkv.weight"),
+            &[64, 64 + 32 + 32],
+            gguf_file::Q8_0,
+        );
+        file.tensor(
+            &format!("blk.{layer}.attn_qkv.bias"),
+            &[64 + 32 + 32],
+            gguf_file::F32,
+        );
+    }
+    file.fill(rng(5));
+    let model = load(&file).unwrap();
+    let layer = &model.weights.layers[1];
+    let data = |name: &str| {
+        let tensor = file.tensors.iter().find(|t| t.name == name).unwrap();
+        tensor.data.clone().unwrap()
+    };
+    let parts = [&layer.q, &layer.k, &layer.v];
+    assert_eq!(parts.map(|l| l.weight.rows), [64, 32, 32]);
+    assert_eq!(
+        parts.map(|l| &l.weight.data[..]).concat(),
+        data("blk.1.attn_qkv.weight")
+    );
+    let bias: Vec<u8> = parts
+        .iter()
+        .flat_map(|l| &l.bias)
+        .flat_map(|v| v.to_le_bytes())
+        .collect();
+    assert_eq!(bias, data("blk.1.attn_qkv.bias"));
     // Both names at once: which one is meant?
     let mut file = original.clone();
     file.tensor("blk.0.ffn_norm.weight", &[64], gguf_file::F32);

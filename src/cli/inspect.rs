@@ -1,5 +1,6 @@
 //! `gossamer inspect`: what a GGUF file holds, without reading its weights.
 
+use super::model::find;
 use crate::{
     config::Config,
     gguf::{Array, Gguf, TensorInfo, Value},
@@ -9,12 +10,7 @@ use crate::{
 };
 use anyhow::Result;
 use serde_json::{Map, Value as Json, json};
-use std::{
-    collections::BTreeMap,
-    fmt::Write as _,
-    io::Write as _,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, fmt::Write as _, io::Write as _};
 
 /// What `inspect` reads.
 #[derive(clap::Args, Debug)]
@@ -43,7 +39,7 @@ const SHOWN_CHARS: usize = 60;
 
 /// Prints the file's header, metadata, tensors and bytes by type.
 pub fn run(args: Args) -> Result<()> {
-    let gguf = Gguf::open(&locate(&args.file))?;
+    let gguf = Gguf::open(&find(&args.file)?)?;
     let text = report(&gguf, args.json)?;
     std::io::stdout().lock().write_all(text.as_bytes())?;
     Ok(())
@@ -56,15 +52,6 @@ pub fn report(gguf: &Gguf, json: bool) -> Result<String> {
     } else {
         Ok(listing(gguf))
     }
-}
-
-/// The path itself, or where a pulled model of this name lies.
-fn locate(name: &str) -> PathBuf {
-    let path = Path::new(name);
-    if path.exists() {
-        return path.to_owned();
-    }
-    hub::find(name).unwrap_or_else(|| path.to_owned())
 }
 
 /// Parameters: all of them, and those that one token uses (its experts; not the embedding).
@@ -102,7 +89,7 @@ fn by_type(gguf: &Gguf) -> Vec<(GgmlType, usize, usize)> {
 
 fn as_json(gguf: &Gguf) -> Json {
     let checked = Model::check(gguf);
-    let config = checked.as_ref().ok().map(|(config, _)| config);
+    let config = checked.as_ref().ok().map(|check| &check.config);
     let (all, active) = parameters(gguf, config);
     let files: Vec<Json> = gguf
         .files
@@ -128,7 +115,8 @@ fn as_json(gguf: &Gguf) -> Json {
         "alignment": gguf.alignment,
         "runs": config.is_some(),
         "error": checked.as_ref().err().map(|e| format!("{e:#}")),
-        "notes": checked.as_ref().map(|(_, notes)| notes.clone()).unwrap_or_default(),
+        "notes": checked.as_ref().map(|check| check.notes.as_slice()).unwrap_or_default(),
+        "converted_bytes": checked.as_ref().map(|check| check.converted_bytes).ok(),
         "model": config.map(|c| json!({
             "name": c.name, "layers": c.layers, "hidden": c.hidden, "heads": c.heads,
             "kv_heads": c.kv_heads, "head_dim": c.head_dim, "experts": c.experts,
@@ -211,7 +199,7 @@ fn listing(gguf: &Gguf) -> String {
 fn summary(gguf: &Gguf, out: &mut String) {
     let bytes: usize = gguf.files.iter().map(|(_, map)| map.len()).sum();
     let checked = Model::check(gguf);
-    let config = checked.as_ref().ok().map(|(config, _)| config);
+    let config = checked.as_ref().ok().map(|check| &check.config);
     let name = gguf.str("general.name").ok().flatten().unwrap_or("unnamed");
     let arch = gguf
         .str("general.architecture")
@@ -219,7 +207,6 @@ fn summary(gguf: &Gguf, out: &mut String) {
         .flatten()
         .unwrap_or("no architecture");
     let (all, active) = parameters(gguf, config);
-    let billions = |n: u64| format!("{:.2} B", n as f64 / 1e9);
     let mut line = |label: &str, text: String| {
         let _ = writeln!(out, "{label:11}{text}");
     };
@@ -240,7 +227,7 @@ fn summary(gguf: &Gguf, out: &mut String) {
         Some(c) => {
             line(
                 "parameters",
-                format!("{}, {} a token", billions(all), billions(active)),
+                format!("{}, {} a token", count(all), count(active)),
             );
             line(
                 "shape",
@@ -269,7 +256,7 @@ fn summary(gguf: &Gguf, out: &mut String) {
             );
             line("context", context);
         }
-        None => line("parameters", billions(all)),
+        None => line("parameters", count(all)),
     }
     let data: usize = gguf.tensors.iter().map(|t| t.bytes).sum();
     for (i, (kind, tensors, bytes)) in by_type(gguf).into_iter().enumerate() {
@@ -284,11 +271,20 @@ fn summary(gguf: &Gguf, out: &mut String) {
         );
     }
     match &checked {
-        Ok((_, notes)) => {
+        Ok(check) => {
             line("runs", "yes".to_owned());
-            notes.iter().for_each(|note| line("", note.clone()));
+            check.notes.iter().for_each(|note| line("", note.clone()));
         }
         Err(error) => line("runs", format!("no: {error:#}")),
+    }
+}
+
+/// A number of parameters as people write it: `20.91 B`.
+fn count(n: u64) -> String {
+    match n as f64 {
+        n if n >= 1e8 => format!("{:.2} B", n / 1e9),
+        n if n >= 1e5 => format!("{:.2} M", n / 1e6),
+        n => format!("{n}"),
     }
 }
 

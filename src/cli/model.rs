@@ -114,6 +114,17 @@ impl Common {
 
     /// Loads shape and weights, with the RoPE variant that was asked for.
     pub fn load(&self, gguf: &Gguf) -> Result<Model> {
+        let check = Model::check(gguf)?;
+        if let Some(free) = machine::available_memory()
+            && check.converted_bytes > free
+        {
+            bail!(
+                "{}: {}; {} are free",
+                gguf.path().display(),
+                check.notes.join("; "),
+                hub::human(free)
+            );
+        }
         let mut model = Model::load(gguf)?;
         model.config.rope.rounded |= self.rope_compat;
         Ok(model)
@@ -219,7 +230,7 @@ impl Common {
 }
 
 /// A file by its path, or a pulled model by its name.
-fn find(name: &str) -> Result<PathBuf> {
+pub fn find(name: &str) -> Result<PathBuf> {
     let path = Path::new(name);
     if path.exists() {
         return Ok(path.to_path_buf());
@@ -229,9 +240,9 @@ fn find(name: &str) -> Result<PathBuf> {
     }
     let is_path = name.to_ascii_lowercase().ends_with(".gguf") || path.is_absolute();
     if is_path || name.starts_with('.') {
-        bail!("--model {name}: no such file");
+        bail!("{name}: no such file");
     }
-    bail!("--model {name}: neither a file nor a pulled model; `gossamer pull {name}` fetches it")
+    bail!("{name}: neither a file nor a pulled model; `gossamer pull {name}` fetches it")
 }
 
 /// The model inside this program.

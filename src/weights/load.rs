@@ -5,7 +5,7 @@
 //! misread, Ollama's older ones. Every tensor of a file must have been asked for in the end: one that
 //! wasn't would be part of a model that we don't compute.
 
-use super::{Format, Layer, Linear, Matrix, Weights, convert::convert};
+use super::{Check, Format, Layer, Linear, Matrix, Weights, convert::convert};
 use crate::{
     config::Config,
     gguf::{Bytes, Gguf, GgufError, TensorInfo},
@@ -47,8 +47,8 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// All weights, and what the user should be told about them.
-    pub(super) fn weights(mut self) -> Result<(Weights, Vec<String>), GgufError> {
+    /// All weights, and what there is to say about them.
+    pub(super) fn weights(mut self) -> Result<(Weights, Check), GgufError> {
         let c = self.config;
         let token_embd = self.matrix(&["token_embd.weight"], &[c.hidden, c.vocab])?;
         let layers = (0..c.layers)
@@ -68,7 +68,7 @@ impl<'a> Loader<'a> {
             output_norm,
             output,
         };
-        Ok((weights, self.into_notes()))
+        Ok((weights, self.into_check()))
     }
 
     /// The LM head. A small model may tie it to the embedding by leaving it out; the released models
@@ -276,7 +276,9 @@ impl<'a> Loader<'a> {
         })
     }
 
-    fn into_notes(mut self) -> Vec<String> {
+    fn into_check(mut self) -> Check {
+        let converted = self.converted.values();
+        let converted_bytes = converted.map(|sum| sum.to_bytes as u64).sum();
         let gb = |bytes: usize| bytes as f64 / 1e9;
         for ((kind, format), sum) in &self.converted {
             self.notes.push(format!(
@@ -288,7 +290,11 @@ impl<'a> Loader<'a> {
                 gb(sum.to_bytes)
             ));
         }
-        self.notes
+        Check {
+            config: self.config.clone(),
+            notes: self.notes,
+            converted_bytes,
+        }
     }
 }
 
