@@ -35,7 +35,8 @@ fn naive(logits: &[f32], padding: &[u32], s: &Sampling, slack: f64) -> Vec<(u32,
         let keep = keep.count().max(1);
         all.truncate(keep);
     }
-    all.retain(|c| c.1 >= f64::from(s.min_p) * (1.0 - slack));
+    // The best token (1.0) always stays.
+    all.retain(|c| c.1 >= (f64::from(s.min_p) * (1.0 - slack)).min(1.0));
     let total: f64 = all.iter().map(|c| c.1).sum();
     all.iter_mut().for_each(|c| c.1 /= total);
     all.sort_by_key(|c| c.0);
