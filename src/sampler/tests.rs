@@ -15,7 +15,9 @@ fn naive(logits: &[f32], padding: &[u32], s: &Sampling, slack: f64) -> Vec<(u32,
             )
         })
         .collect();
-    all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    // Not total_cmp: 0.0 and -0.0 are equally likely.
+    let by_logit = |a: f64, b: f64| b.partial_cmp(&a).expect("finite logits");
+    all.sort_by(|a, b| by_logit(a.1, b.1).then(a.0.cmp(&b.0)));
     if s.top_k > 0 {
         all.truncate(s.top_k);
     }
