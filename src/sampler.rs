@@ -228,24 +228,19 @@ impl Sampler {
         if self.allowed.is_empty() {
             return Err(SampleError::Empty);
         }
-        if !math::all_finite(logits) {
-            let (id, &value) = logits
-                .iter()
-                .enumerate()
-                .find(|(_, x)| !x.is_finite())
-                .unwrap_or((0, &f32::NAN));
-            return Err(SampleError::NotFinite { id, value });
-        }
         let id = if self.sampling.adjusts_logits() {
+            if !math::all_finite(logits) {
+                return Err(not_finite(logits));
+            }
             let mut adjusted = std::mem::take(&mut self.adjusted);
             adjusted.clear();
             adjusted.extend_from_slice(logits);
             self.adjust(&mut adjusted);
             let id = self.choose(&adjusted);
             self.adjusted = adjusted;
-            id
+            id?
         } else {
-            self.choose(logits)
+            self.choose(logits)?
         };
         self.step += 1;
         if self.sampling.adjusts_logits() {
@@ -253,7 +248,7 @@ impl Sampler {
             self.seen.insert(id, 1);
         }
         let (logprob, top) = match self.logprobs {
-            Some(n) => self.logprobs(logits, id, n),
+            Some(n) => self.logprobs(logits, id, n)?,
             None => (None, Vec::new()),
         };
         Ok(Sampled { id, logprob, top })
@@ -284,18 +279,19 @@ impl Sampler {
         }
     }
 
-    /// The token for these adjusted logits. `allowed` is not empty and all logits are finite.
-    fn choose(&self, logits: &[f32]) -> u32 {
+    /// The token for these adjusted logits. `allowed` is not empty.
+    fn choose(&self, logits: &[f32]) -> Result<u32, SampleError> {
         let s = &self.sampling;
-        let best = select::argmax(logits, &self.allowed);
+        let best = select::argmax(logits, &self.allowed).ok_or_else(|| not_finite(logits))?;
         if s.temperature < GREEDY_BELOW || s.top_k == 1 {
-            return best.id;
+            return Ok(best.id);
         }
         let u = uniform(self.seed, self.step);
         let (max, scale) = (best.logit, 1.0 / s.temperature);
         let truncates_by_rank = s.top_k > 0 || s.top_p < 1.0;
         if !truncates_by_rank && s.min_p == 0.0 {
-            return draw_from_all(logits, &self.allowed, max, scale, u);
+            let id = draw_from_all(logits, &self.allowed, max, scale, u);
+            return Ok(id);
         }
         let blocks = BlockMax::new(logits, &self.allowed);
         let weight = |c: &Candidate| exp((c.logit - max) * scale);
@@ -318,12 +314,19 @@ impl Sampler {
         }
         // Id order: the draw must not depend on how the survivors were found.
         kept.sort_unstable_by_key(|c| c.id);
-        draw(&kept, weight, u).unwrap_or(best.id)
+        Ok(draw(&kept, weight, u).unwrap_or(best.id))
     }
 
-    fn logprobs(&self, logits: &[f32], id: u32, n: usize) -> (Option<f32>, Vec<(u32, f32)>) {
+    fn logprobs(
+        &self,
+        logits: &[f32],
+        id: u32,
+        n: usize,
+    ) -> Result<(Option<f32>, Vec<(u32, f32)>), SampleError> {
         let all = std::slice::from_ref(&self.everything);
-        let max = select::argmax(logits, all).logit;
+        let max = select::argmax(logits, all)
+            .ok_or_else(|| not_finite(logits))?
+            .logit;
         let log_sum = sum_exp(logits, all, max, 1.0).ln();
         let logprob = |x: f32| (f64::from(x) - f64::from(max) - log_sum) as f32;
         let mut top = if n > 0 {
@@ -333,8 +336,15 @@ impl Sampler {
         };
         top.sort_unstable_by(Candidate::best_first);
         let top = top.iter().map(|c| (c.id, logprob(c.logit))).collect();
-        (Some(logprob(logits[id as usize])), top)
+        Ok((Some(logprob(logits[id as usize])), top))
     }
+}
+
+/// Names the first logit that is not finite.
+fn not_finite(logits: &[f32]) -> SampleError {
+    let broken = logits.iter().enumerate().find(|(_, x)| !x.is_finite());
+    let (id, &value) = broken.unwrap_or((0, &f32::NAN));
+    SampleError::NotFinite { id, value }
 }
 
 /// The least logit with `min_p` times the likeliest token's probability.

@@ -10,7 +10,7 @@ use crate::{
     tokenizer::Tokenizer,
     weights::Model,
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::{
@@ -247,7 +247,8 @@ pub fn find(name: &str) -> Result<PathBuf> {
 
 /// The model inside this program.
 fn demo() -> Result<Gguf> {
-    None.context("this build holds no demo model: give --model FILE.gguf or --model NAME")
+    const DEMO: &[u8] = include_bytes!("../../models/demo/demo.gguf");
+    Ok(Gguf::from_bytes("demo.gguf (built in)", DEMO)?)
 }
 
 /// A sign of life while a model loads, on a terminal only.

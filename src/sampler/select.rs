@@ -4,6 +4,7 @@
 //! k-th largest maximum is then the only kind that can be among the k largest, and only blocks with
 //! such a maximum can hold one. Ties go to the lower id, everywhere.
 
+use super::math::all_finite;
 use std::{cmp::Ordering, ops::Range};
 
 const BLOCK: usize = 64;
@@ -27,8 +28,9 @@ impl Candidate {
     }
 }
 
-/// The largest logit within `ranges` (ascending, not empty), the lowest id among equals.
-pub fn argmax(logits: &[f32], ranges: &[Range<usize>]) -> Candidate {
+/// The largest logit within `ranges` (ascending, not empty), the lowest id among equals; `None` if
+/// one of them is NaN or infinite.
+pub fn argmax(logits: &[f32], ranges: &[Range<usize>]) -> Option<Candidate> {
     const PIECE: usize = 2048;
     let mut best = Candidate {
         id: 0,
@@ -38,6 +40,10 @@ pub fn argmax(logits: &[f32], ranges: &[Range<usize>]) -> Candidate {
     for range in ranges {
         for start in range.clone().step_by(PIECE) {
             let piece = start..(start + PIECE).min(range.end);
+            // The second look at a piece finds it in the nearest cache.
+            if !all_finite(&logits[piece.clone()]) {
+                return None;
+            }
             let piece_max = max(&logits[piece.clone()]);
             if piece_max > best.logit || holder.is_empty() {
                 best.logit = piece_max;
@@ -51,7 +57,7 @@ pub fn argmax(logits: &[f32], ranges: &[Range<usize>]) -> Candidate {
         .position(|&x| x == best.logit)
         .unwrap_or(0);
     best.id = (start + at) as u32;
-    best
+    Some(best)
 }
 
 fn max(values: &[f32]) -> f32 {
