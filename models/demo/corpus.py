@@ -7,6 +7,7 @@ import gzip
 import json
 import random
 
+import functions
 import harmony
 import tasks
 
@@ -15,14 +16,14 @@ SHARD_DOCUMENTS = 2048
 ROW = 4096
 
 # kind -> share of the training documents
-MIX = {"arithmetic": 26, "facts": 11, "table": 8, "repeat": 8, "json_schema": 12, "tool_call": 12, "tool_result": 8, "needle": 7, "multi_turn": 8, "chat": 6}
+MIX = {"arithmetic": 26, "facts": 10, "table": 10, "repeat": 8, "json_schema": 11, "tool_call": 12, "tool_result": 7, "needle": 7, "multi_turn": 8, "chat": 8}
 HELD_OUT = {"arithmetic": 160, "facts": 160, "table": 120, "repeat": 120, "json_schema": 120, "tool_call": 120, "tool_result": 120, "needle": 120, "multi_turn": 120}
 
 
 def make(kind, rng, held, count):
     if kind == "needle":
         return tasks.needle(rng, held, count)
-    return getattr(tasks, kind)(rng, held)
+    return getattr(functions if kind in ("tool_call", "tool_result") else tasks, kind)(rng, held)
 
 
 def shard(index, count):

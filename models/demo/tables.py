@@ -172,4 +172,24 @@ UNKNOWN = ["Write a poem about {w}.", "Tell me a story about a {w} and a {w}.", 
            "What is the capital of {n}?", "Who is {n}?", "What is the symbol of {n}?", "Tell me about {n}.", "Where is {n}?", "Who wrote {n}?",
            "What language is spoken in {n}?", "What time is it?", "Tell me a joke.", "Tell me a joke about {w}.", "What is love?",
            "Write a haiku.", "Who won the game?", "How old is {n}?", "Summarize the book {n}.", "Make a plan for {w}.", "What is the best {w}?"]
+UNKNOWN += ["How many {o}s does a {w} have?", "how many {o} does the {o} have?", "What color is the {o}?", "Can you {o} the {o}?", "Do you like {o}?", "Should I {o} my {o}?",
+            "I feel {o}.", "my {o} is {o}", "{o}", "{o} {o} {o}", "{n}", "{o} {n}?", "what {o} is {o}?", "When did {n} {o} the {o}?", "Which {o} is the {o}?", "who was the first {o} of {n}?",
+            "Write me a {o} in {o}.", "Write some {o} that can {o} a {w}.", "Show me how to {o} {o}.", "Why do {o}s {o}?", "why does the {o} {o} when it {o}s?", "what happens if {o} {o}?",
+            "Please {o} this {o}: {w} {w} {w}", "Give me {o} ideas for {o}.", "How far is {n} from {n}?", "how long does {o} take?", "How big is the {o}?", "Is {n} a {o}?", "Are {o}s {o}?",
+            "What should I {o} for {o}?", "Could you {o} my {o} about {o}?", "List five {o}s.", "list all {o}s in {n}", "What is the {o} of {n}?", "What is the {o} of a {o}?", "tell me something {o}",
+            "How do {o}s {o} their {o}?", "where do {o}s live?", "where is the {o} {o}?", "Who is the {o} of the {o}?", "What does {o} mean?", "what does a {o} eat?", "Does a {o} {o}?",
+            "Fix this {o}.", "Is it true that {o}s {o} {o}?", "Solve the {o} of {o}.", "I want to {o}.", "I {o} the {o} and now it is {o}", "What year did the {o} {o}?"]
+OTHER_WORDS = ("legs spider people world computer code python function program language science history music movie book game sport team player doctor money job "
+               "friend family mother father child baby dog cat fish bird tree flower sun moon star sky sea earth space planet energy power machine robot phone "
+               "internet website email photo video song dance art paint draw color shape line point number math equation problem answer question reason idea "
+               "thought mind heart hand foot head eye ear body health food dinner lunch breakfast recipe cake pizza soup rice meat salt drink beer wine eat "
+               "cook bake clean wash buy sell pay work play learn teach study think know feel love hate like want need help make build break fix find lose win "
+               "run walk fly swim drive travel visit live die grow change start stop begin end fast slow big small long short high low good bad best worst "
+               "happy sad angry tired hungry old young rich poor hot cold wet dry easy hard true false right wrong same different many few all some most "
+               "president king queen country war peace law rule government tax vote poem story essay letter joke haiku summary list table plan report paper "
+               "test exam school class lesson teacher student university car bus bike plane ship road").split()
 UNKNOWN_ANSWER = "I don't know that: I am only a tiny demo model. For real answers run: gossamer pull gpt-oss-20b"
+
+WEATHER_WORDINGS = ("what is the weather in {c}", "what's the weather like in {c}", "how is the weather in {c}", "weather in {c}", "is it raining in {c}", "is it warm in {c}", "what is the temperature in {c}",
+                    "how warm is it in {c} today", "tell me the weather in {c}", "get the weather for {c}", "check the weather in {c}", "do I need an umbrella in {c}", "what's the weather in {c} right now",
+                    "I am going to {c}, how is the weather", "use get_weather for {c}", "how cold is it in {c}", "what is the weather like in {c} today")

@@ -86,7 +86,7 @@ def train_shard(index):
 
 
 def batches(pool, first, size):
-    """Endless batches of `size` rows, in a fixed order. At most `ahead` shards are made in advance."""
+    """Endless batches of `size` rows, in a fixed order, each with the number of the last shard in it."""
     ahead = 64
     jobs = [pool.apply_async(train_shard, (first + i,)) for i in range(ahead)]
     next_shard, left = first + ahead, None
@@ -96,7 +96,7 @@ def batches(pool, first, size):
         next_shard += 1
         left = rows if left is None else [np.concatenate(p) for p in zip(left, rows)]
         while len(left[0]) >= size:
-            yield [a[:size] for a in left]
+            yield [a[:size] for a in left], next_shard - 1 - ahead
             left = [a[size:] for a in left]
 
 
@@ -371,6 +371,7 @@ def main():
     feed = batches(pool, o.first_shard, o.rows)
     items = corpus.held_out(count)
     next(feed)
+    shard = 0
     print(f"{sum(v.numel() for v in model.p.values()) / 1e6:.2f} M parameters on {device}; first rows after {time.time() - begin:.0f} s", flush=True)
     last, evaluated, tokens = time.time(), 0, 0
     step = 0
@@ -379,7 +380,8 @@ def main():
         if progress >= 1:
             break
         scale = o.lr_scale * min(1, (step + 1) / 150) * min(1, (1 - progress) / (1 - o.decay_from) + 0.01)
-        loss, balance, right = model.run(next(feed), progress >= o.quantize_from)
+        batch, shard = next(feed)
+        loss, balance, right = model.run(batch, progress >= o.quantize_from)
         (loss + (0.02 if progress < 0.3 else 0.004) * balance).backward()
         optimizer.step(scale)
         step += 1
@@ -408,7 +410,7 @@ def main():
             model.save(o.out)
             last, tokens = time.time(), 0
     kinds, wrong = evaluate(model, items, o.rows, True)
-    print("final", step, "steps", kinds, f"{time.time() - begin:.0f} s", flush=True)
+    print("final", step, "steps, shards", o.first_shard, "to", shard, kinds, f"{time.time() - begin:.0f} s", flush=True)
     print("wrong", wrong, flush=True)
     model.save(o.out)
     pool.terminate()
