@@ -4,9 +4,10 @@
 mod common;
 
 use common::{
-    cpu_backends, fresh_seed, mean,
+    cpu_backends, fresh_seed,
+    golden::{check_near, most_error},
     models::{Random, odd_shape, random_model},
-    open, open_with, row_errors, score, score_with, segment,
+    open, open_with, score, score_with, segment,
 };
 use gossamer::{
     backend::{Batch, KV_BLOCK, Limits, LogitRows, Segment},
@@ -32,17 +33,18 @@ fn release_like(random: &mut Random) -> Arc<Model> {
         expert_width: 64,
         ..odd_shape()
     };
-    random_model(random, config, &[Format::Q8_0], &[Format::MXFP4])
+    Arc::new(random_model(
+        random,
+        config,
+        &[Format::Q8_0],
+        &[Format::MXFP4],
+    ))
 }
 
 /// Odd block counts, a window that no block divides, every format.
 fn odd(random: &mut Random) -> Arc<Model> {
-    random_model(
-        random,
-        odd_shape(),
-        &DENSE,
-        &[Format::MXFP4, Format::Q8_0, Format::F16],
-    )
+    let experts = [Format::MXFP4, Format::Q8_0, Format::F16];
+    Arc::new(random_model(random, odd_shape(), &DENSE, &experts))
 }
 
 fn assert_same(name: &str, what: &str, a: &[Vec<f32>], b: &[Vec<f32>]) {
@@ -205,7 +207,12 @@ fn rewound_sequences_equal_solo_runs() {
         layers: 2,
         ..odd_shape()
     };
-    let model = random_model(&mut random, config, &[Format::Q8_0], &[Format::MXFP4]);
+    let model = Arc::new(random_model(
+        &mut random,
+        config,
+        &[Format::Q8_0],
+        &[Format::MXFP4],
+    ));
     let mut kept = 0;
     for trial in 0..200 {
         let names = backends();
@@ -282,17 +289,11 @@ fn every_format_is_near_the_reference() {
             layers: 2,
             ..odd_shape()
         };
-        let model = random_model(&mut random, config, &[format], &[format]);
-        let ids = random.tokens(60, model.config.vocab);
+        let model = Arc::new(random_model(&mut random, config, &[format], &[format]));
+        let ids = random.tokens(200, model.config.vocab);
         let reference = score_with("reference", &model, &ids);
         for name in cpu_backends() {
-            let errors = row_errors(&score_with(&name, &model, &ids), &reference);
-            println!("{name} {format:?}: mean {:.1e}", mean(&errors));
-            assert!(
-                mean(&errors) < 0.03,
-                "{name} {format:?}: mean {:.1e}",
-                mean(&errors)
-            );
+            check_near(&name, &model, &ids, &reference, most_error(format)).unwrap();
         }
     }
 }

@@ -5,7 +5,7 @@ mod common;
 
 use common::{
     cpu_backends, fresh_seed,
-    golden::{Golden, REFERENCE_ERROR},
+    golden::{Golden, REFERENCE_ERROR, check_weights},
     greedy, max, mean,
     models::Tiny,
     read_npy, row_errors, score_with, tool,
@@ -27,6 +27,13 @@ fn test_forward_pass() {
         );
         assert!(logits.iter().flatten().all(|x| x.is_finite()), "{backend}");
     }
+}
+
+/// What the forward pass starts from: every tensor of a fresh file, bit for bit.
+#[test]
+fn loaded_weights_are_the_judges_bit_for_bit() {
+    let tiny = Tiny::make(fresh_seed());
+    check_weights(&tiny, &tiny.load()).unwrap();
 }
 
 /// A fresh model each time: mlx-lm as it is (it rounds YaRN's range) against `--rope-compat`, and with
@@ -78,7 +85,7 @@ fn cpu_error_is_no_larger_than_llama_cpps() {
     let reference = score_with("reference", &model, &golden.tiny.ids);
     let theirs = row_errors(&golden.llama, &reference);
     println!(
-        "llama.cpp: mean {:.2e}, worst {:.2e}",
+        "llama.cpp: mean {:.3e}, worst {:.3e}",
         mean(&theirs),
         max(&theirs)
     );
@@ -90,13 +97,13 @@ fn cpu_error_is_no_larger_than_llama_cpps() {
         let logits = score_with(&backend, &model, &golden.tiny.ids);
         let ours = row_errors(&logits, &reference);
         println!(
-            "{backend}: mean {:.2e}, worst {:.2e}",
+            "{backend}: mean {:.3e}, worst {:.3e}",
             mean(&ours),
             max(&ours)
         );
         assert!(
             mean(&ours) <= mean(&theirs),
-            "{backend}: mean {:.2e}",
+            "{backend}: mean {:.3e}",
             mean(&ours)
         );
         for (position, (row, exact)) in logits.iter().zip(&reference).enumerate() {

@@ -5,7 +5,7 @@ use gossamer::{
     gguf::{Bytes, Gguf},
     weights::{Format, Layer, Linear, Matrix, Model, Weights},
 };
-use std::{path::PathBuf, sync::Arc};
+use std::path::PathBuf;
 
 /// What tools/make_tiny_models.py wrote; the folder goes with it.
 pub struct Tiny {
@@ -76,7 +76,7 @@ pub fn random_model(
     config: Config,
     formats: &[Format],
     experts: &[Format],
-) -> Arc<Model> {
+) -> Model {
     let (hidden, width) = (config.hidden, config.expert_width);
     let (q_width, kv_width) = (
         config.heads * config.head_dim,
@@ -110,7 +110,7 @@ pub fn random_model(
         output_norm: norm(random),
         output: matrix(random, formats, config.vocab, hidden, 0.3),
     };
-    Arc::new(Model { config, weights })
+    Model { config, weights }
 }
 
 /// A shape with odd block counts (hidden 160 and width 96 are 5 and 3 blocks of 32) and the release's
