@@ -5,7 +5,7 @@ use gossamer::{
     gguf::{Gguf, TensorInfo},
     quant::GgmlType,
     synth::{Preset, Synth},
-    tokenizer::Vocabulary,
+    tokenizer::{Tokenizer, Vocabulary},
     weights::Model,
 };
 use sha2::{Digest, Sha256};
@@ -254,4 +254,61 @@ fn logits_are_finite_and_peaked() {
         best.insert(logits.iter().position(|v| *v == max));
     }
     assert!(best.len() > KV_BLOCK / 2, "tokens depend on the input");
+}
+
+fn command(args: &[&str]) -> (Option<i32>, String) {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_gossamer"))
+        .arg("synth")
+        .args(args)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.code(), text)
+}
+
+#[test]
+fn the_command_writes_and_refuses() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    let out = path.to_str().unwrap();
+
+    let (code, text) = command(&[out, "--preset", "tiny", "--vocab", "bytes"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("79 tensors"), "{text}");
+    assert!(std::fs::read(&path).unwrap() == tiny(0));
+
+    let shape = [
+        "--layers",
+        "2",
+        "--experts",
+        "5",
+        "--seed",
+        "9",
+        "--vocab",
+        "demo",
+    ];
+    let (code, text) = command(&[&[out, "--preset", "tiny"][..], &shape].concat());
+    assert_eq!(code, Some(0), "{text}");
+    let gguf = Gguf::open(&path).unwrap();
+    let model = Model::load(&gguf).unwrap();
+    assert_eq!((model.config.layers, model.config.experts), (2, 5));
+    assert!(
+        Tokenizer::from_gguf(&gguf)
+            .unwrap()
+            .special("<|start|>")
+            .is_some()
+    );
+
+    for wrong in [
+        ["--layers", "0"],
+        ["--experts", "3"],
+        ["--layers", "99999"],
+        ["--seed", "x"],
+    ] {
+        let (code, text) = command(&[&[out][..], &wrong].concat());
+        assert_eq!(code, Some(2), "{wrong:?}: {text}");
+    }
+    let (code, text) = command(&["/no/such/folder/m.gguf", "--preset", "tiny"]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("/no/such/folder"), "{text}");
 }

@@ -246,7 +246,7 @@ pub fn find(name: &str) -> Result<PathBuf> {
 }
 
 /// The model inside this program.
-fn demo() -> Result<Gguf> {
+pub(super) fn demo() -> Result<Gguf> {
     const DEMO: &[u8] = include_bytes!("../../models/demo/demo.gguf");
     Ok(Gguf::from_bytes("demo.gguf (built in)", DEMO)?)
 }

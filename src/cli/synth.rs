@@ -5,7 +5,7 @@ use crate::{
     tokenizer::Vocabulary,
 };
 use anyhow::Result;
-use clap::ValueEnum;
+use clap::{ValueEnum, value_parser};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::{path::PathBuf, time::Instant};
 
@@ -31,11 +31,11 @@ pub struct Args {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Layers, instead of the preset's
-    #[arg(long, value_name = "N")]
-    layers: Option<usize>,
-    /// Experts a layer, instead of the preset's
-    #[arg(long, value_name = "N")]
-    experts: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(1..=1000))]
+    layers: Option<u16>,
+    /// Experts a layer, instead of the preset's; a token uses 4
+    #[arg(long, value_name = "N", value_parser = value_parser!(u16).range(4..=1000))]
+    experts: Option<u16>,
     /// Vocabulary. Default: o200k for 20b and 120b, demo for tiny
     #[arg(long, value_enum)]
     vocab: Option<Vocab>,
@@ -51,13 +51,16 @@ pub enum Vocab {
     Demo,
     /// gpt-oss's own: o200k_harmony, 201,088 tokens
     O200k,
+    /// The 256 bytes and Harmony's specials
+    Bytes,
 }
 
 impl Vocab {
     fn load(self) -> Result<Vocabulary> {
         match self {
-            Vocab::Demo => Ok(Vocabulary::bytes()),
+            Vocab::Demo => Vocabulary::from_gguf(&super::model::demo()?),
             Vocab::O200k => Vocabulary::o200k_harmony(),
+            Vocab::Bytes => Ok(Vocabulary::bytes()),
         }
     }
 }
@@ -71,8 +74,8 @@ pub fn run(args: Args) -> Result<()> {
     };
     let vocabulary = args.vocab.unwrap_or(default).load()?;
     let mut config = args.preset.config(vocabulary.tokens.len());
-    config.layers = args.layers.unwrap_or(config.layers);
-    config.experts = args.experts.unwrap_or(config.experts);
+    config.layers = args.layers.map_or(config.layers, usize::from);
+    config.experts = args.experts.map_or(config.experts, usize::from);
     let synth = Synth::new(&config, &vocabulary, args.seed)?;
 
     let bar = ProgressBar::new(synth.file_bytes());
