@@ -5,6 +5,7 @@
 //! (`| head`) ends the program quietly.
 
 mod answer;
+mod batch;
 mod bench;
 mod chat;
 pub mod inspect;
@@ -46,6 +47,8 @@ enum Command {
     Run(Box<run::Args>),
     /// Talk with a model
     Chat(Box<chat::Args>),
+    /// Answer a file of conversations
+    Batch(Box<batch::Args>),
     /// Show what a GGUF file holds: shape, metadata, tensors, bytes by type
     Inspect(inspect::Args),
     /// Download a model from a Hugging Face hub, resumed and checked
@@ -76,6 +79,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(*args),
         Command::Chat(args) => chat::run(*args),
         Command::Bench(args) => bench::run(*args),
+        Command::Batch(args) => batch::run(*args),
         Command::Inspect(args) => inspect::run(args),
         Command::Pull(args) => pull::run(args),
         Command::Score(args) => score::run(*args),
