@@ -97,6 +97,8 @@ enum Loose {
     BareChannel(Channel),
     Type(String),
     Recipient(String),
+    /// A recipient that no tool is known for, before the channel.
+    To(String),
 }
 
 struct Reader<'a> {
@@ -180,7 +182,7 @@ pub(super) fn read(
     let tail = match &reader.loose {
         _ if text || held > LIMIT => Tail::Text,
         Some((_, loose)) => Tail::Word(match loose {
-            Loose::Role | Loose::Type(_) | Loose::BareChannel(_) => true,
+            Loose::Role | Loose::Type(_) | Loose::BareChannel(_) | Loose::To(_) => true,
             Loose::UnknownChannel(word) => begins_channel(word),
             Loose::Recipient(_) => false,
         }),
@@ -254,11 +256,13 @@ impl Reader<'_> {
         let from_tool =
             self.odd_role.is_some() || !matches!(self.role, None | Some(Role::Assistant));
         if !self.found && self.start != Start::Marker && !self.channel_marked {
-            // Text may begin with "to=" too.
+            // Text may begin with "to=" too: what follows decides.
             let sure =
                 name.contains('.') || name == "assistant" || self.names.resolve(name).is_some();
             if !sure {
-                return false;
+                let first = self.loose.is_none();
+                self.hold(i, Loose::To(name.to_owned()));
+                return first && !name.is_empty();
             }
         }
         self.settle();
@@ -423,6 +427,7 @@ impl Reader<'_> {
                 self.channel = Some(channel);
             }
             Loose::Type(content_type) => self.content_type = Some(content_type),
+            Loose::To(name) => self.recipient = Some(name),
             Loose::Recipient(name) => {
                 self.classes[i] = Class::Repaired(Repair::Recipient);
                 self.recipient = Some(name);

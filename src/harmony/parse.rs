@@ -21,7 +21,7 @@
 
 use super::account::{Class, Repair};
 use super::control::{Control, Controls};
-use super::header::{Header, MARKS, Reading, Start, Tail, Until, read};
+use super::header::{Header, LIMIT, MARKS, Reading, Start, Tail, Until, read};
 use super::lex::{Collected, Lex, Lexeme};
 use super::message::{Channel, Message, Role};
 use super::names::ToolNames;
@@ -214,15 +214,20 @@ impl Parser {
         (lexemes, reading)
     }
 
-    /// Goes over to text if the collected tokens can't be a header any more.
+    /// Goes over to text if the collected tokens can't be a header any more; gives a header up that
+    /// only repeats itself.
     fn decide(&mut self) {
         let (lexemes, reading) = self.read(Until::More);
-        if reading.tail == Tail::Text {
-            self.text_follows(&lexemes, reading);
-        } else if self.collected.marks() > MARKS {
-            self.account_header(&lexemes, &reading, lexemes.len());
-            self.turn.repairs.add(Repair::MissingMessage);
-            self.resume();
+        let too_long = self.collected.marks() > MARKS || self.collected.bytes.len() > 2 * LIMIT;
+        match reading.tail {
+            Tail::Text => self.text_follows(&lexemes, reading),
+            Tail::Junk | Tail::Word(_) if too_long => self.text_follows(&lexemes, reading),
+            _ if too_long => {
+                self.account_header(&lexemes, &reading, lexemes.len());
+                self.turn.repairs.add(Repair::MissingMessage);
+                self.resume();
+            }
+            _ => {}
         }
     }
 
