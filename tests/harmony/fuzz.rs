@@ -3,7 +3,7 @@
 //! `GOSSAMER_FUZZ_CASES` sets the number of cases, 500 if unset.
 
 use super::common::fresh_seed;
-use super::judge::Rng;
+use super::random::Rng;
 use super::support::{CONTROLS, ids, names, parse, tokenizer};
 use gossamer::harmony::{Builtin, Parser, ToolNames};
 use std::time::{Duration, Instant};

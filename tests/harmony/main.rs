@@ -3,8 +3,11 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod case;
 mod fuzz;
 mod judge;
+mod random;
 mod render;
 mod support;
-mod vectors;
+mod vectors_headers;
+mod vectors_turns;
