@@ -1,6 +1,6 @@
 //! `gossamer pull`: a model from a Hugging Face hub into the cache that other tools share.
 
-use super::Usage;
+use super::{Usage, interrupt::EXIT_CODE};
 use crate::hub::{self, Event, Settings, Spec, human};
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -41,7 +41,9 @@ An interrupted pull is resumed by the same command. Each file is checked against
 and sha256 before it gets its name.
 
 Environment: HF_ENDPOINT (another hub), HF_TOKEN (for gated models), HF_HUB_CACHE or HF_HOME (where
-models are kept), HF_HUB_OFFLINE=1 (use the cache only), HTTPS_PROXY.";
+models are kept), HF_HUB_OFFLINE=1 (use the cache only), HTTPS_PROXY.
+
+Exit codes: 0, 1 on an error, 2 on wrong usage, 130 after Ctrl-C.";
 
 /// Downloads the model and prints its path on stdout.
 pub fn run(args: Args) -> Result<()> {
@@ -54,8 +56,8 @@ pub fn run(args: Args) -> Result<()> {
         // The download stops at its next piece. A connection that brings none must not hold us up,
         // and every byte received is on disk already.
         std::thread::sleep(Duration::from_secs(1));
-        eprintln!("error: {}", hub::STOPPED);
-        std::process::exit(1);
+        eprintln!("{}", hub::STOPPED);
+        std::process::exit(EXIT_CODE);
     })
     .context("can't listen for Ctrl-C")?;
     let mut view = if args.json {
@@ -71,16 +73,18 @@ pub fn run(args: Args) -> Result<()> {
         }
     });
     view.clear();
-    match broken {
-        Some(error) => Err(error.into()),
-        None => {
-            let path: PathBuf = result?;
-            if !args.json {
-                writeln!(std::io::stdout(), "{}", path.display())?;
-            }
-            Ok(())
-        }
+    if let Some(error) = broken {
+        return Err(error.into());
     }
+    if result.is_err() && stop.load(Ordering::Relaxed) {
+        eprintln!("{}", hub::STOPPED);
+        std::process::exit(EXIT_CODE);
+    }
+    let path: PathBuf = result?;
+    if !args.json {
+        writeln!(std::io::stdout(), "{}", path.display())?;
+    }
+    Ok(())
 }
 
 /// At most so many reports a second.

@@ -118,7 +118,7 @@ fn ctrl_c_during_a_pull_and_a_second_run_resumes() {
             .success()
     );
     let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(130));
     assert!(text(&output.stderr).contains("run the same command again to resume"));
     resumes(&hub, cache.path(), sent, &bytes);
 }
