@@ -1,5 +1,8 @@
 //! The tokenizer against tiktoken-rs and bpe-openai, on the true vocabulary.
 
+mod common;
+
+use common::fresh_seed;
 use gossamer::{
     gguf::Gguf,
     synth::{Preset, Synth},
@@ -35,14 +38,6 @@ fn check(text: &str) {
         panic!("token {at} differs, near {around:?}");
     }
     assert_eq!(O200K.decode(&ids), text.as_bytes());
-}
-
-/// A fresh seed, shown so that a failure can be repeated.
-fn fresh_seed() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let seed = since.map_or(0, |d| d.as_nanos() as u64);
-    println!("seed {seed}");
-    seed
 }
 
 #[test]

@@ -77,6 +77,11 @@ fn what_cannot_be_read_says_why() {
     );
     refuse(&|f| f.strings(key, ["a"; 260].iter()), &["byte 0x00"]);
     refuse(&|f| f.strings(key, [b"\xff"; 260].iter()), &[key, "[0]"]);
+    let long = "a".repeat(1025);
+    refuse(
+        &|f| f.strings(key, std::iter::repeat_n(&long, 260)),
+        &["token 0", "1025", "1024"],
+    );
     let key = "tokenizer.ggml.token_type";
     refuse(&|f| f.entries.retain(|e| e.0 != key), &[key, "missing"]);
     refuse(&|f| f.entry(key, 9, array(5, &[1; 9])), &[key, "260", "9"]);

@@ -186,7 +186,7 @@ impl Tokenizer {
     }
 
     fn build(mut table: Table, kinds: Vec<TokenKind>) -> Result<Tokenizer> {
-        table.check_size()?;
+        table.check_size(&kinds)?;
         table.index(&kinds);
         for byte in 0..=255u8 {
             ensure!(
@@ -291,13 +291,6 @@ impl Tokenizer {
     /// A decoder for text that arrives token by token.
     pub fn stream_decoder(&self) -> StreamDecoder {
         StreamDecoder::default()
-    }
-
-    /// How many pieces `text` is cut into before merging (for measuring the split alone).
-    pub fn count_pieces(&self, text: &str) -> usize {
-        let mut pieces = 0;
-        self.splitter.for_each(text, |_| pieces += 1);
-        pieces
     }
 
     /// Every way to merge two tokens into a third, as Hugging Face's converter lists them: by the

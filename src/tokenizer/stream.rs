@@ -39,11 +39,6 @@ impl StreamDecoder {
         text
     }
 
-    /// Whether the start of a character is held back.
-    pub fn is_pending(&self) -> bool {
-        !self.pending.is_empty()
-    }
-
     /// Ends the text: U+FFFD if a character was cut, else nothing. The decoder is as new.
     pub fn finish(&mut self) -> String {
         let text = String::from_utf8_lossy(&self.pending).into_owned();
@@ -89,7 +84,6 @@ mod tests {
         assert_eq!(text.as_bytes(), bytes);
         assert_eq!(decoder.finish(), "");
         assert_eq!(decoder.push(b"a\xf0\x9f"), "a");
-        assert!(decoder.is_pending());
         assert_eq!(decoder.push(b"b\xc3"), "\u{fffd}b");
         assert_eq!(decoder.finish(), "\u{fffd}");
         assert_eq!(decoder.push(b"ok"), "ok");

@@ -22,6 +22,9 @@ pub(super) struct Table {
 }
 
 const NONE: u32 = u32::MAX;
+/// Longest ordinary token that is taken; o200k's longest has 128. It bounds the time of look-ups in
+/// a hostile file.
+const LONGEST: usize = 1024;
 
 fn hash(bytes: &[u8]) -> u64 {
     let mut hasher = FxHasher::default();
@@ -56,14 +59,21 @@ impl Table {
     }
 
     /// # Errors
-    /// When the tokens' bytes outgrow 32-bit offsets.
-    pub fn check_size(&self) -> Result<()> {
+    /// When the tokens' bytes outgrow 32-bit offsets, or an ordinary token is too long.
+    pub fn check_size(&self, kinds: &[TokenKind]) -> Result<()> {
         ensure!(
             u32::try_from(self.bytes.len()).is_ok() && self.len() < 1 << 30,
             "a vocabulary of {} tokens in {} bytes is too large",
             self.len(),
             self.bytes.len()
         );
+        for (id, kind) in kinds.iter().enumerate() {
+            let length = self.get(id as u32).len();
+            ensure!(
+                *kind != TokenKind::Normal || length <= LONGEST,
+                "token {id} has {length} bytes; {LONGEST} are the most"
+            );
+        }
         Ok(())
     }
 
