@@ -8,7 +8,7 @@ mod common;
 #[path = "common/gguf_file.rs"]
 mod gguf_file;
 
-use gguf_file::{GgufFile, Shape, string};
+use gguf_file::{GgufFile, Random, Shape, string};
 use gossamer::{
     cli::inspect,
     gguf::Gguf,
@@ -58,32 +58,16 @@ fn peak_of<T>(work: impl FnOnce() -> T) -> (T, usize) {
     (result, PEAK.load(Relaxed).saturating_sub(before))
 }
 
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
-    }
-
-    /// A number that counts and lengths go wrong with, or any.
-    fn awkward(&mut self) -> u64 {
-        let shift = self.below(64);
-        match self.below(6) {
-            0 => [0, 1, 2, 31, 32, 33, 255, 256][self.below(8)],
-            1 => u64::MAX - self.below(64) as u64,
-            2 => 1 << shift,
-            3 => (1u64 << shift).wrapping_sub(1),
-            4 => self.below(100_000) as u64,
-            _ => self.next(),
-        }
+/// A number that counts and lengths go wrong with, or any.
+fn awkward(random: &mut Random) -> u64 {
+    let shift = random.below(64);
+    match random.below(6) {
+        0 => [0, 1, 2, 31, 32, 33, 255, 256][random.below(8)],
+        1 => u64::MAX - random.below(64) as u64,
+        2 => 1 << shift,
+        3 => (1u64 << shift).wrapping_sub(1),
+        4 => random.below(100_000) as u64,
+        _ => random.next(),
     }
 }
 
@@ -145,7 +129,7 @@ fn valid_files(random: &mut Random) -> Vec<GgufFile> {
     plain.entry("a.f64", 12, f64::NAN.to_le_bytes().into());
     let mut files = vec![plain, aligned, ollama, mixed];
     for file in &mut files {
-        file.fill(|| random.next() as u8);
+        file.fill(random);
         for t in &mut file.tensors {
             // Small scales everywhere, so that the files are valid before they are damaged.
             let scales: &[usize] = match t.kind.0 {
@@ -172,7 +156,7 @@ fn damage_fields(file: &mut GgufFile, random: &mut Random) {
         3 if tensors > 0 => file.tensors.push(file.tensors[t].clone()),
         4 if entries > 0 => file.entries[e].1 = random.below(15) as u32,
         5 if entries > 0 => {
-            let value = random.awkward().to_le_bytes();
+            let value = awkward(random).to_le_bytes();
             let bytes = &mut file.entries[e].2;
             let n = bytes.len().min(8);
             bytes[..n].copy_from_slice(&value[..n]);
@@ -180,10 +164,10 @@ fn damage_fields(file: &mut GgufFile, random: &mut Random) {
         6 if tensors > 0 => {
             let dims = &mut file.tensors[t].dims;
             let d = random.below(dims.len());
-            dims[d] = random.awkward();
+            dims[d] = awkward(random);
         }
         7 if tensors > 0 => file.tensors[t].kind.0 = random.below(44) as u32,
-        8 if tensors > 0 => file.tensors[t].offset = Some(random.awkward()),
+        8 if tensors > 0 => file.tensors[t].offset = Some(awkward(random)),
         9 if tensors > 0 => {
             let other = random.below(tensors);
             file.tensors[t].name = file.tensors[other].name.clone();
@@ -192,7 +176,7 @@ fn damage_fields(file: &mut GgufFile, random: &mut Random) {
             let other = random.below(tensors);
             file.tensors.swap(t, other);
         }
-        11 => file.version = random.awkward() as u32,
+        11 => file.version = awkward(random) as u32,
         _ if entries > 0 && file.entries[e].2.len() == 4 => {
             // A shape that could be, but not with these tensors; or could be after all.
             file.entries[e].2 = (random.below(300) as u32).to_le_bytes().into();
@@ -216,7 +200,7 @@ fn damage_bytes(bytes: &mut Vec<u8>, header: usize, random: &mut Random) {
         0 => bytes[at] ^= 1 << random.below(8),
         1 => bytes[at] = random.next() as u8,
         2 => {
-            let value = random.awkward().to_le_bytes();
+            let value = awkward(random).to_le_bytes();
             let n = [1, 2, 4, 8][random.below(4)].min(bytes.len() - at);
             bytes[at..at + n].copy_from_slice(&value[..n]);
         }

@@ -25,6 +25,13 @@ def read(path, out):
         values.astype("<f4").tofile(out / f"{tensor.name}.f32")
 
 
+def exact(value):
+    """Floats as text: not every JSON reader keeps their last bit."""
+    if isinstance(value, list):
+        return [exact(v) for v in value]
+    return repr(value) if isinstance(value, float) else value
+
+
 def fill(writer, rng, values):
     """One metadata entry of every type, and a tensor of every type the package can make."""
     entries = [
@@ -48,7 +55,7 @@ def fill(writer, rng, values):
     for i, (kind, value) in enumerate(entries):
         key = f"judge.{kind}.{i}"
         getattr(writer, f"add_{kind}")(key, value)
-        values[key] = value
+        values[key] = exact(value)
     shape = (3, 2, 64)
     writer.add_tensor("f32", rng.standard_normal(shape, dtype=np.float32))
     writer.add_tensor("f16", rng.standard_normal(shape).astype(np.float16))

@@ -17,6 +17,28 @@ pub const Q6_K: (u32, usize, usize) = (14, 256, 210);
 pub const BF16: (u32, usize, usize) = (30, 1, 2);
 pub const MXFP4: (u32, usize, usize) = (39, 32, 17);
 
+/// Random numbers (splitmix64): the same seed gives the same.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    pub fn byte(&mut self) -> u8 {
+        (self.next() >> 56) as u8
+    }
+
+    /// Below `n`; 0 when nothing is.
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() % n.max(1) as u64) as usize
+    }
+}
+
 /// One tensor of the directory to write.
 #[derive(Clone)]
 pub struct Tensor {
@@ -107,9 +129,9 @@ impl GgufFile {
     }
 
     /// Gives every tensor bytes from `random`, finite in every type used here.
-    pub fn fill(&mut self, mut random: impl FnMut() -> u8) {
+    pub fn fill(&mut self, random: &mut Random) {
         for t in &mut self.tensors {
-            let mut data: Vec<u8> = (0..t.bytes()).map(|_| random()).collect();
+            let mut data: Vec<u8> = (0..t.bytes()).map(|_| random.byte()).collect();
             for block in data.chunks_exact_mut(t.kind.2) {
                 match t.kind {
                     F32 => block[3] = block[3] & 0x80 | 0x3d,
