@@ -7,9 +7,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// A file under way. It takes its name in [`Writer::finish`]; until then it is `NAME.incomplete`.
+/// A file under way. It takes its name in [`Writer::finish`]; until then it is `NAME.incomplete`,
+/// removed when the writer is dropped.
 pub struct Writer {
     path: PathBuf,
+    finished: bool,
     file: BufWriter<File>,
     cols: usize,
     missing: usize,
@@ -31,6 +33,7 @@ impl Writer {
         writeln!(file, "{header:width$}")?;
         Ok(Writer {
             path: path.into(),
+            finished: false,
             file,
             cols,
             missing: rows,
@@ -61,7 +64,18 @@ impl Writer {
         self.file.flush()?;
         let incomplete = incomplete(&self.path);
         std::fs::rename(&incomplete, &self.path)
-            .with_context(|| format!("rename {}", incomplete.display()))
+            .with_context(|| format!("rename {}", incomplete.display()))?;
+        self.finished = true;
+        Ok(())
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if !self.finished {
+            // The error that ended the run is on its way; nothing here could say more.
+            let _ = std::fs::remove_file(incomplete(&self.path));
+        }
     }
 }
 

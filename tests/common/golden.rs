@@ -134,7 +134,7 @@ fn tensors(model: &Model) -> Vec<(String, Vec<f32>)> {
 }
 
 /// `name` on `model` is near the reference's logits: what `every_format_is_near_the_reference` checks.
-/// `most` bounds the median over positions of the relative L2. The mean may be five times that: where
+/// `most` bounds the median over positions of the relative L2. The mean may be 20 times that: where
 /// two experts are nearly tied, noise decides, and such a position is far off in every engine.
 pub fn check_near(
     name: &str,
@@ -149,7 +149,7 @@ pub fn check_near(
     let found =
         format!("{name}: relative L2 from the reference, median {median:.1e}, mean {mean:.1e}");
     println!("{found}; allowed {most:.0e}");
-    if median <= most && mean <= 5.0 * most {
+    if median <= most && mean <= 20.0 * most {
         Ok(())
     } else {
         Err(found)

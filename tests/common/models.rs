@@ -90,25 +90,31 @@ pub fn random_model(
     let layers = (0..config.layers)
         .map(|_| Layer {
             attn_norm: norm(random),
-            q: linear(random, formats, q_width, hidden, 0.08),
-            k: linear(random, formats, kv_width, hidden, 0.08),
-            v: linear(random, formats, kv_width, hidden, 0.08),
-            o: linear(random, formats, hidden, q_width, 0.04),
+            q: linear(random, formats, q_width, hidden, 1.0),
+            k: linear(random, formats, kv_width, hidden, 1.0),
+            v: linear(random, formats, kv_width, hidden, 1.0),
+            o: linear(random, formats, hidden, q_width, 0.7),
             sinks: (0..config.heads)
                 .map(|_| 5.0 + 2.0 * random.unit())
                 .collect(),
             post_attention_norm: norm(random),
-            router: linear(random, &[Format::F32], config.experts, hidden, 0.12),
-            gate: linear(random, experts, config.experts * width, hidden, 0.3),
-            up: linear(random, experts, config.experts * width, hidden, 0.3),
-            down: linear(random, experts, config.experts * hidden, width, 0.004),
+            router: linear(random, &[Format::F32], config.experts, hidden, 1.5),
+            gate: linear(random, experts, config.experts * width, hidden, 3.8),
+            up: linear(random, experts, config.experts * width, hidden, 3.8),
+            down: linear(random, experts, config.experts * hidden, width, 0.04),
         })
         .collect();
     let weights = Weights {
-        token_embd: matrix(random, formats, config.vocab, hidden, 1.0),
+        token_embd: matrix(
+            random,
+            formats,
+            config.vocab,
+            hidden,
+            (hidden as f32).sqrt(),
+        ),
         layers,
         output_norm: norm(random),
-        output: matrix(random, formats, config.vocab, hidden, 0.3),
+        output: matrix(random, formats, config.vocab, hidden, 3.8),
     };
     Model { config, weights }
 }
@@ -142,16 +148,17 @@ pub fn odd_shape() -> Config {
     }
 }
 
-fn linear(random: &mut Random, formats: &[Format], rows: usize, cols: usize, std: f32) -> Linear {
+fn linear(random: &mut Random, formats: &[Format], rows: usize, cols: usize, gain: f32) -> Linear {
     Linear {
-        weight: matrix(random, formats, rows, cols, std),
+        weight: matrix(random, formats, rows, cols, gain),
         bias: (0..rows).map(|_| 0.3 * random.unit()).collect(),
     }
 }
 
-/// Random values of standard deviation about `std`, in one of `formats`.
-fn matrix(random: &mut Random, formats: &[Format], rows: usize, cols: usize, std: f32) -> Matrix {
+/// Random values in one of `formats`; an element of W x is about `gain` times one of x.
+fn matrix(random: &mut Random, formats: &[Format], rows: usize, cols: usize, gain: f32) -> Matrix {
     let format = formats[random.below(formats.len())];
+    let std = gain / (cols as f32).sqrt();
     let mut data = Vec::with_capacity(rows * format.row_bytes(cols));
     for _ in 0..rows * cols / 32 {
         match format {
