@@ -260,9 +260,11 @@ impl Reader<'_> {
             let sure =
                 name.contains('.') || name == "assistant" || self.names.resolve(name).is_some();
             if !sure {
-                let first = self.loose.is_none();
-                self.hold(i, Loose::To(name.to_owned()));
-                return first && !name.is_empty();
+                let waits = self.loose.is_none() && !name.is_empty();
+                if waits {
+                    self.hold(i, Loose::To(name.to_owned()));
+                }
+                return waits;
             }
         }
         self.settle();
@@ -397,7 +399,10 @@ impl Reader<'_> {
         };
         if let Some(role) = Role::from_word(role) {
             self.role = Some(role);
-            self.name = name.map(str::to_owned);
+            self.name = match role {
+                Role::Tool => Some(word.to_owned()),
+                _ => name.filter(|name| !name.is_empty()).map(str::to_owned),
+            };
             self.found = true;
             self.anchor = end;
         } else {

@@ -207,6 +207,7 @@ impl Rng {
                     "<|start|>functions.f to=assistant<|channel|>commentary",
                     "<|start|>browser.search to=assistant<|channel|>analysis",
                     "<|start|>user",
+                    "<|start|>tool to=assistant<|channel|>commentary",
                     "<|start|>developer",
                 ]);
                 out.extend(ids(head));

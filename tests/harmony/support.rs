@@ -1,7 +1,7 @@
 //! The true vocabulary, ids from text with control tokens, and what must hold of every parse.
 
 use gossamer::{
-    harmony::{Builtin, Class, Delta, Ending, Parser, ToolNames, Turn},
+    harmony::{Builtin, Class, Conversation, Delta, Ending, Parser, ToolNames, Turn},
     tokenizer::{Tokenizer, Vocabulary},
 };
 use std::sync::{Arc, LazyLock};
@@ -110,6 +110,12 @@ pub fn parse(names: &ToolNames, ids: &[u32], cuts: u64) -> Turn {
     assert!(texts.is_sorted(), "texts in the messages' order");
 
     check_deltas(&deltas, &turn);
+    // Whatever was said, the conversation can go on.
+    let conversation = Conversation {
+        messages: turn.messages.clone(),
+        ..Conversation::default()
+    };
+    conversation.render(&tok).expect("a prompt with this turn");
     turn
 }
 
