@@ -380,3 +380,53 @@ fn impossible_batches_are_errors() {
         );
     }
 }
+
+/// A conversation: each turn goes back to somewhere after the last prompt, then reads on and decodes.
+/// The CPU back end never has to read a prompt again.
+#[test]
+fn a_conversation_goes_back_to_its_last_prompt() {
+    let mut random = Random(fresh_seed());
+    let model = release_like(&mut random);
+    for name in cpu_backends() {
+        let limits = Limits {
+            slots: 2,
+            kv_blocks: 64,
+            batch_tokens: 512,
+        };
+        let mut backend = open_with(&model, &name, 2, limits);
+        let mut ids: Vec<u32> = Vec::new();
+        let mut prompt = 0;
+        for turn in 0..5 {
+            // Most answers are longer than what a ring could go back by itself.
+            let wanted = prompt + random.below(3).min(ids.len() - prompt);
+            let from = backend.rewind(1, wanted);
+            assert!(
+                (prompt..=wanted).contains(&from),
+                "{name}, turn {turn}: asked for {wanted}, the prompt was {prompt}, offered {from}"
+            );
+            ids.truncate(from);
+            let more = 2 + random.below(200);
+            ids.extend(random.tokens(more, model.config.vocab));
+            let mut run = |start: usize, tokens: &[u32]| {
+                let segments = vec![Segment {
+                    slot: 1,
+                    ..segment(start, tokens, LogitRows::Last)
+                }];
+                backend.forward(&Batch { segments }).unwrap();
+                backend.logits(0).to_vec()
+            };
+            let last = run(from, &ids[from..]);
+            let solo = score_with(&name, &model, &ids);
+            let what = format!("turn {turn}, {from} kept, {more} more");
+            assert_same(&name, &what, &[last], &solo[ids.len() - 1..]);
+            prompt = ids.len();
+            for _ in 0..20 + random.below(100) {
+                let id = random.tokens(1, model.config.vocab);
+                run(ids.len(), &id);
+                ids.extend(id);
+            }
+        }
+        // The same prompt once more, as for another answer: all but its last token are there.
+        assert_eq!(backend.rewind(1, prompt - 1), prompt - 1, "{name}");
+    }
+}

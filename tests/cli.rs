@@ -477,6 +477,35 @@ fn chat_answers_line_by_line() {
     assert!(err(&unknown).contains("/frobnicate") && err(&unknown).contains("/help"));
 }
 
+/// The second turn computes its own tokens only: the first prompt is in the cache, though the
+/// reasoning that followed it is not part of the conversation any more.
+#[test]
+fn chat_goes_on_from_the_cache() {
+    let input = b"Say hello.\nWhat is 17 + 25?\n/stats\n";
+    let output = piped(&["chat", "--date", "2026-01-31"], input);
+    let told = err(&output);
+    let cached = told
+        .split_once("(+ ")
+        .and_then(|(_, rest)| rest.split_once(" cached)"));
+    let cached: usize = cached
+        .unwrap_or_else(|| panic!("{told}"))
+        .0
+        .parse()
+        .unwrap();
+    let first = json(&run(&[
+        "run",
+        "--json",
+        "--date",
+        "2026-01-31",
+        "Say hello.",
+    ]));
+    let prompt = first["usage"]["prompt_tokens"].as_u64().unwrap() as usize;
+    assert!(
+        (prompt..prompt + 3).contains(&cached),
+        "{cached} of {prompt}: {told}"
+    );
+}
+
 #[test]
 fn bench_measures_what_was_asked_for() {
     let args = [

@@ -93,6 +93,28 @@ impl Cache {
         (len.div_ceil(STEP)).saturating_sub(self.ring_steps) * STEP
     }
 
+    /// Bytes of one slot's ring in one layer.
+    fn ring_bytes(&self) -> usize {
+        self.ring_steps * self.kv_heads * 2 * STEP * self.head_dim * size_of::<u16>()
+    }
+
+    /// Copies a slot's rings, layer by layer, into `copy`.
+    pub fn save_rings(&self, slot: usize, copy: &mut Vec<u8>) {
+        let bytes = self.ring_bytes();
+        copy.clear();
+        for ring in &self.rings {
+            copy.extend_from_slice(&ring[slot * bytes..][..bytes]);
+        }
+    }
+
+    /// Puts back what [`Cache::save_rings`] copied from that slot.
+    pub fn load_rings(&mut self, slot: usize, copy: &[u8]) {
+        let bytes = self.ring_bytes();
+        for (ring, copy) in self.rings.iter_mut().zip(copy.chunks_exact(bytes)) {
+            ring[slot * bytes..][..bytes].copy_from_slice(copy);
+        }
+    }
+
     /// Keys and values of the step that holds `position`.
     ///
     /// # Safety

@@ -8,6 +8,7 @@ mod attention;
 mod buffers;
 mod cache;
 mod forward;
+mod history;
 mod kernels;
 mod moe;
 mod threads;
@@ -22,6 +23,7 @@ use attention::Plan;
 use buffers::{LargeMemory, Local, SmallMemory};
 use cache::Cache;
 use forward::Pass;
+use history::History;
 use kernels::Kernels;
 use std::sync::{Arc, atomic::AtomicUsize};
 use threads::{Pool, Queue, Shared};
@@ -50,10 +52,10 @@ pub struct Cpu {
     logit_rows: Vec<usize>,
     rope: Vec<f32>,
     logits: Vec<f32>,
-    /// Positions that each slot's sequence has in its rings.
+    /// Positions that each slot's sequence has.
     lengths: Vec<usize>,
-    /// The most that it had since it began: what the rings overwrote is counted from there.
-    furthest: Vec<usize>,
+    /// What each slot's rings hold of them.
+    histories: Vec<History>,
     work: Work,
 }
 
@@ -114,7 +116,7 @@ impl Cpu {
             rope: Vec::with_capacity(rows * config.head_dim),
             logits: Vec::new(),
             lengths: vec![0; limits.slots],
-            furthest: vec![0; limits.slots],
+            histories: vec![History::default(); limits.slots],
             work: Work::default(),
             pool: Pool::new(threads)?,
             limits,
@@ -234,25 +236,17 @@ impl Backend for Cpu {
             "a worker thread of the CPU back end panicked; its message is above"
         );
         for segment in &batch.segments {
-            let end = segment.start + segment.tokens.len();
-            self.lengths[segment.slot] = end;
-            let furthest = &mut self.furthest[segment.slot];
-            *furthest = if segment.start == 0 {
-                end
-            } else {
-                end.max(*furthest)
-            };
+            self.lengths[segment.slot] = segment.start + segment.tokens.len();
+            self.histories[segment.slot].append(segment, &self.cache);
         }
         self.count(batch);
         Ok(())
     }
 
     fn rewind(&mut self, slot: usize, len: usize) -> usize {
-        // The next token at `len` sees back to `len + 1 - window`; the ring holds whole steps.
-        let oldest = self.cache.oldest(self.furthest[slot]);
-        let seen = (len + 1).saturating_sub(self.model.config.window);
-        let kept = len <= self.lengths[slot] && seen >= oldest;
-        self.lengths[slot] = if kept { len } else { 0 };
+        let window = self.model.config.window;
+        let len = len.min(self.lengths[slot]);
+        self.lengths[slot] = self.histories[slot].rewind(slot, len, window, &mut self.cache);
         self.lengths[slot]
     }
 
