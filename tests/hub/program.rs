@@ -251,3 +251,35 @@ fn huggingface_hub_reads_our_cache_and_we_read_its() {
         "downloaded again what huggingface_hub had brought"
     );
 }
+
+#[test]
+fn a_pulled_model_is_found_by_its_name() {
+    let cache = tempfile::tempdir().unwrap();
+    let demo = common::root().join("models/demo/demo.gguf");
+    let files = vec![("m.gguf".to_string(), std::fs::read(demo).unwrap())];
+    let hub = Hub::honest(files);
+    let ask = [
+        "run",
+        "--model",
+        "owner/name",
+        "--temperature",
+        "0",
+        "What is 17 + 25?",
+    ];
+    let (output, _, err) = run(gossamer(&hub, cache.path()).args(ask));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(err.contains("gossamer pull owner/name"), "{err}");
+    assert!(
+        run(gossamer(&hub, cache.path()).args(["pull", "owner/name"]))
+            .0
+            .status
+            .success()
+    );
+    let asked = hub.requests().len();
+    let (output, out, err) = run(gossamer(&hub, cache.path()).args(ask));
+    assert!(
+        output.status.success() && out.contains("42"),
+        "{out}\n{err}"
+    );
+    assert_eq!(hub.requests().len(), asked, "a run asked the hub");
+}
