@@ -10,8 +10,10 @@ mod cache;
 mod forward;
 mod history;
 mod kernels;
+pub mod micro;
 mod moe;
 mod threads;
+mod touch;
 
 use super::{Backend, Batch, Limits, LogitRows, Work};
 use crate::{
@@ -86,6 +88,8 @@ impl Cpu {
         } else {
             threads
         };
+        let pool = Pool::new(threads)?;
+        touch::touch(&model.weights, &pool);
         let rows = limits.batch_tokens;
         let local = || {
             Local::new(
@@ -118,7 +122,7 @@ impl Cpu {
             lengths: vec![0; limits.slots],
             histories: vec![History::default(); limits.slots],
             work: Work::default(),
-            pool: Pool::new(threads)?,
+            pool,
             limits,
             model,
         })

@@ -265,7 +265,7 @@ unsafe fn few<B: Blocks, const T: usize>(
         unsafe {
             let row = |r: usize| w.as_ptr().add((r0 + r.min(n - 1)) * row_bytes);
             let mut p = [row(0), row(1), row(2), row(3)];
-            let mut acc = [_mm_setzero_ps(); T];
+            let mut acc = [[_mm_setzero_ps(); GROUP]; T];
             for g in 0..blocks.div_ceil(GROUP) {
                 let left = (blocks - g * GROUP).min(GROUP);
                 for p in &p {
@@ -302,9 +302,11 @@ unsafe fn few<B: Blocks, const T: usize>(
                         let dots = _mm256_cvtepi32_ps(sum_dwords(dots));
                         let sx = x.scale.as_ptr().add(g * GROUP + 2 * i);
                         let s = _mm_mul_ps(scales[2 * i], _mm_set1_ps(*sx));
-                        acc[t] = _mm_fmadd_ps(_mm256_castps256_ps128(dots), s, acc[t]);
+                        acc[t][2 * i] =
+                            _mm_fmadd_ps(_mm256_castps256_ps128(dots), s, acc[t][2 * i]);
                         let s = _mm_mul_ps(scales[2 * i + 1], _mm_set1_ps(*sx.add(1)));
-                        acc[t] = _mm_fmadd_ps(_mm256_extractf128_ps(dots, 1), s, acc[t]);
+                        acc[t][2 * i + 1] =
+                            _mm_fmadd_ps(_mm256_extractf128_ps(dots, 1), s, acc[t][2 * i + 1]);
                     }
                 }
                 for p in &mut p {
@@ -313,7 +315,8 @@ unsafe fn few<B: Blocks, const T: usize>(
             }
             for (t, acc) in acc.iter().enumerate() {
                 let mut four = [0f32; 4];
-                _mm_storeu_ps(four.as_mut_ptr(), *acc);
+                let sum = _mm_add_ps(_mm_add_ps(acc[0], acc[1]), acc[2]);
+                _mm_storeu_ps(four.as_mut_ptr(), _mm_add_ps(sum, acc[3]));
                 out[t * rows + r0..][..n].copy_from_slice(&four[..n]);
             }
         }

@@ -258,20 +258,43 @@ unsafe fn sum_dwords(d: [__m512i; 4]) -> __m512i {
     }
 }
 
-/// Bytes ahead that a row is prefetched; hardware prefetchers stop at page ends.
-const AHEAD: usize = 2048;
+/// Bytes ahead that a row is prefetched: hardware prefetchers stop at page ends.
+const AHEAD: usize = 6144;
 
-/// One group of `left` blocks of four rows at `p`, added to each token's four sums.
+/// Spreads a token's bias corrections and scales over lanes, four equal ones a block, into the
+/// panel's memory: `[groups]` of 16 i32, then `[groups]` of 16 f32.
+#[inline(always)]
+unsafe fn spread<B: Blocks>(x: &XRow, groups: usize, to: *mut u8) {
+    // SAFETY: the caller has room for `groups * 128` bytes; x has four blocks a group, by `check`.
+    unsafe {
+        let index = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+        for g in 0..groups {
+            let sums = B::correction(_mm_loadu_si128(x.sum.as_ptr().add(g * GROUP).cast()));
+            let bias = _mm512_permutexvar_epi32(index, _mm512_castsi128_si512(sums));
+            let scale = _mm512_castps128_ps512(_mm_loadu_ps(x.scale.as_ptr().add(g * GROUP)));
+            _mm512_store_si512(to.add(g * 64).cast(), bias);
+            _mm512_store_ps(
+                to.add((groups + g) * 64).cast(),
+                _mm512_permutexvar_ps(index, scale),
+            );
+        }
+    }
+}
+
+/// One group of `left` blocks of four rows at `p`, added to each token's sums: lane b, element r is
+/// row r's sum over the blocks b, b + 4, b + 8 …
 #[inline(always)]
 unsafe fn few_group<B: Blocks, const T: usize>(
     p: [*const u8; 4],
     left: usize,
     g: usize,
-    x: &[XRow],
-    acc: &mut [__m128; T],
+    groups: usize,
+    x: &[*const i8; T],
+    spread: *const u8,
+    acc: &mut [__m512; T],
 ) {
+    // SAFETY: `left` blocks lie at each p, group g in each x and in `spread`.
     unsafe {
-        let spread = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
         let weights = [
             B::unpack(p[0], left),
             B::unpack(p[1], left),
@@ -280,39 +303,18 @@ unsafe fn few_group<B: Blocks, const T: usize>(
         ];
         let scales = B::scales(p, left);
         for t in 0..T {
-            let x = x.get_unchecked(t);
-            let low = _mm512_loadu_si512(x.q.as_ptr().add(g * 128).cast());
-            let high = _mm512_loadu_si512(x.q.as_ptr().add(g * 128 + 64).cast());
+            let low = _mm512_loadu_si512(x[t].add(g * 128).cast());
+            let high = _mm512_loadu_si512(x[t].add(g * 128 + 64).cast());
             let mut dots = [_mm512_setzero_si512(); 4];
             for r in 0..4 {
-                dots[r] = _mm512_dpbusd_epi32(
-                    _mm512_dpbusd_epi32(dots[r], weights[r].0, low),
-                    weights[r].1,
-                    high,
-                );
+                let half = _mm512_dpbusd_epi32(dots[r], weights[r].0, low);
+                dots[r] = _mm512_dpbusd_epi32(half, weights[r].1, high);
             }
-            let sums = B::correction(_mm_loadu_si128(x.sum.as_ptr().add(g * 4).cast()));
-            let bias = _mm512_permutexvar_epi32(spread, _mm512_castsi128_si512(sums));
+            let spread = spread.add(t * groups * 128);
+            let bias = _mm512_load_si512(spread.add(g * 64).cast());
+            let scale = _mm512_mul_ps(scales, _mm512_load_ps(spread.add((groups + g) * 64).cast()));
             let dots = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum_dwords(dots), bias));
-            let sx = _mm512_castps128_ps512(_mm_loadu_ps(x.scale.as_ptr().add(g * 4)));
-            let s = _mm512_mul_ps(scales, _mm512_permutexvar_ps(spread, sx));
-            let mut sum = acc[t];
-            sum = _mm_fmadd_ps(_mm512_castps512_ps128(dots), _mm512_castps512_ps128(s), sum);
-            sum = _mm_fmadd_ps(
-                _mm512_extractf32x4_ps(dots, 1),
-                _mm512_extractf32x4_ps(s, 1),
-                sum,
-            );
-            sum = _mm_fmadd_ps(
-                _mm512_extractf32x4_ps(dots, 2),
-                _mm512_extractf32x4_ps(s, 2),
-                sum,
-            );
-            acc[t] = _mm_fmadd_ps(
-                _mm512_extractf32x4_ps(dots, 3),
-                _mm512_extractf32x4_ps(s, 3),
-                sum,
-            );
+            acc[t] = _mm512_fmadd_ps(dots, scale, acc[t]);
         }
     }
 }
@@ -325,17 +327,27 @@ unsafe fn few<B: Blocks, const T: usize>(
     cols: usize,
     x: &[XRow],
     out: &mut [f32],
+    panel: &mut Panel,
 ) {
     assert_eq!(x.len(), T);
     let blocks = cols / BLOCK;
+    let groups = blocks.div_ceil(GROUP);
+    assert!(panel.weights.len() >= groups * 2 * T);
     let row_bytes = blocks * B::BYTES;
+    let mut q = [std::ptr::null(); T];
+    let spread_to = panel.weights.as_mut_ptr().cast::<u8>();
+    for t in 0..T {
+        q[t] = x[t].q.as_ptr();
+        // SAFETY: room by the assertion above.
+        unsafe { spread::<B>(&x[t], groups, spread_to.add(t * groups * 128)) };
+    }
     for r0 in (0..rows).step_by(4) {
         let n = (rows - r0).min(4);
         // SAFETY: rows are clamped to the last, groups to the row's blocks; lengths by `check`.
         unsafe {
             let row = |r: usize| w.as_ptr().add((r0 + r.min(n - 1)) * row_bytes);
             let mut p = [row(0), row(1), row(2), row(3)];
-            let mut acc = [_mm_setzero_ps(); T];
+            let mut acc = [_mm512_setzero_ps(); T];
             for g in 0..blocks / GROUP {
                 for p in &mut p {
                     _mm_prefetch(p.wrapping_add(AHEAD).cast(), _MM_HINT_T0);
@@ -343,17 +355,24 @@ unsafe fn few<B: Blocks, const T: usize>(
                         _mm_prefetch(p.wrapping_add(AHEAD + 64).cast(), _MM_HINT_T0);
                     }
                 }
-                few_group::<B, T>(p, GROUP, g, x, &mut acc);
+                few_group::<B, T>(p, GROUP, g, groups, &q, spread_to, &mut acc);
                 for p in &mut p {
                     *p = p.add(GROUP * B::BYTES);
                 }
             }
             if !blocks.is_multiple_of(GROUP) {
-                few_group::<B, T>(p, blocks % GROUP, blocks / GROUP, x, &mut acc);
+                let g = blocks / GROUP;
+                few_group::<B, T>(p, blocks % GROUP, g, groups, &q, spread_to, &mut acc);
             }
             for (t, acc) in acc.iter().enumerate() {
+                let sum = _mm_add_ps(
+                    _mm512_castps512_ps128(*acc),
+                    _mm512_extractf32x4_ps(*acc, 1),
+                );
+                let sum = _mm_add_ps(sum, _mm512_extractf32x4_ps(*acc, 2));
+                let sum = _mm_add_ps(sum, _mm512_extractf32x4_ps(*acc, 3));
                 let mut four = [0f32; 4];
-                _mm_storeu_ps(four.as_mut_ptr(), *acc);
+                _mm_storeu_ps(four.as_mut_ptr(), sum);
                 out[t * rows + r0..][..n].copy_from_slice(&four[..n]);
             }
         }
@@ -432,38 +451,42 @@ unsafe fn transpose(r: [__m512i; 4]) -> [__m512i; 4] {
     }
 }
 
-/// Sixteen rows of the panel for `T` tokens.
+/// Sixteen rows of the panel for `T` tokens: the four chains of blocks one after the other.
 #[inline(always)]
 unsafe fn tile<const T: usize>(panel: &Panel, blocks: usize, bias: i32, x: &[XRow]) -> [__m512; T] {
+    // SAFETY: the panel holds `blocks` blocks, and so does each of the T rows of x, by `check`.
     unsafe {
-        let mut acc = [_mm512_setzero_ps(); T];
-        for b in 0..blocks {
-            let at = b / GROUP * GROUP * BLOCK + b % GROUP * 16;
-            let mut w = [_mm512_setzero_si512(); 8];
-            for (j, w) in w.iter_mut().enumerate() {
-                *w = _mm512_load_si512(panel.weights.as_ptr().add(b * 8 + j).cast());
+        let mut total = [_mm512_setzero_ps(); T];
+        for chain in 0..GROUP.min(blocks) {
+            let mut acc = [_mm512_setzero_ps(); T];
+            for b in (chain..blocks).step_by(GROUP) {
+                let at = b / GROUP * GROUP * BLOCK + chain * 16;
+                let mut w = [_mm512_setzero_si512(); 8];
+                for (j, w) in w.iter_mut().enumerate() {
+                    *w = _mm512_load_si512(panel.weights.as_ptr().add(b * 8 + j).cast());
+                }
+                let scale = _mm512_loadu_ps(panel.scale.as_ptr().add(b * 16));
+                for t in 0..T {
+                    let x = x.get_unchecked(t);
+                    let q = x.q.as_ptr().add(at);
+                    let mut dot = _mm512_set1_epi32(-bias * *x.sum.get_unchecked(b));
+                    for j in 0..4 {
+                        let low = q.add(4 * j).cast::<i32>().read_unaligned();
+                        dot = _mm512_dpbusd_epi32(dot, w[j], _mm512_set1_epi32(low));
+                    }
+                    for j in 0..4 {
+                        let high = q.add(64 + 4 * j).cast::<i32>().read_unaligned();
+                        dot = _mm512_dpbusd_epi32(dot, w[4 + j], _mm512_set1_epi32(high));
+                    }
+                    let s = _mm512_mul_ps(scale, _mm512_set1_ps(*x.scale.get_unchecked(b)));
+                    acc[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), s, acc[t]);
+                }
             }
-            let scale = _mm512_loadu_ps(panel.scale.as_ptr().add(b * 16));
             for t in 0..T {
-                let x = x.get_unchecked(t);
-                let q = x.q.as_ptr().add(at);
-                let mut dot = _mm512_set1_epi32(-bias * *x.sum.get_unchecked(b));
-                for j in 0..4 {
-                    dot = _mm512_dpbusd_epi32(
-                        dot,
-                        w[j],
-                        _mm512_set1_epi32(q.add(4 * j).cast::<i32>().read_unaligned()),
-                    );
-                }
-                for j in 0..4 {
-                    let high = q.add(64 + 4 * j).cast::<i32>().read_unaligned();
-                    dot = _mm512_dpbusd_epi32(dot, w[4 + j], _mm512_set1_epi32(high));
-                }
-                let s = _mm512_mul_ps(scale, _mm512_set1_ps(*x.scale.get_unchecked(b)));
-                acc[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), s, acc[t]);
+                total[t] = _mm512_add_ps(total[t], acc[t]);
             }
         }
-        acc
+        total
     }
 }
 
@@ -496,10 +519,10 @@ unsafe fn matmul<B: Blocks>(
             for (i, x) in x.chunks(4).enumerate() {
                 let out = &mut out[i * 4 * rows..];
                 match x.len() {
-                    1 => few::<B, 1>(w, rows, cols, x, out),
-                    2 => few::<B, 2>(w, rows, cols, x, out),
-                    3 => few::<B, 3>(w, rows, cols, x, out),
-                    _ => few::<B, 4>(w, rows, cols, x, out),
+                    1 => few::<B, 1>(w, rows, cols, x, out, panel),
+                    2 => few::<B, 2>(w, rows, cols, x, out, panel),
+                    3 => few::<B, 3>(w, rows, cols, x, out, panel),
+                    _ => few::<B, 4>(w, rows, cols, x, out, panel),
                 }
             }
             return;

@@ -3,7 +3,8 @@
 //!
 //! Every instruction set gives the same bits. Quantized products fix one order of accumulation:
 //! activations are int8 blocks of 32 with an f32 scale, a block's dot product is an exact i32, and
-//! `acc = fma(dot as f32, weight_scale * activation_scale, acc)` runs over the blocks in order.
+//! four chains take every fourth block each, `acc = fma(dot as f32, weight_scale *
+//! activation_scale, acc)`, and end as `((a0 + a1) + a2) + a3`: the four lanes of a register.
 //! The scalar table is the oracle of the others.
 #![allow(unsafe_code)] // calls functions that need an instruction set
 

@@ -162,7 +162,7 @@ unsafe fn matmul<B: Block>(w: &[u8], rows: usize, cols: usize, x: &[XRow], out: 
     let blocks = cols / BLOCK;
     for r in 0..rows {
         for (i, x) in x.chunks(4).enumerate() {
-            let mut acc = [0f32; 4];
+            let mut acc = [[0f32; GROUP]; 4];
             for b in 0..blocks {
                 let at = b / GROUP * GROUP * BLOCK + b % GROUP * 16;
                 // SAFETY: block b of row r, and of every x, by `check`; dotprod by `supported`.
@@ -175,12 +175,13 @@ unsafe fn matmul<B: Block>(w: &[u8], rows: usize, cols: usize, x: &[XRow], out: 
                             high,
                             vld1q_s8(q.add(64)),
                         );
-                        acc[t] = (vaddvq_s32(dot) as f32).mul_add(d * x.scale[b], acc[t]);
+                        let chain = &mut acc[t][b % GROUP];
+                        *chain = (vaddvq_s32(dot) as f32).mul_add(d * x.scale[b], *chain);
                     }
                 }
             }
             for t in 0..x.len() {
-                out[(i * 4 + t) * rows + r] = acc[t];
+                out[(i * 4 + t) * rows + r] = ((acc[t][0] + acc[t][1]) + acc[t][2]) + acc[t][3];
             }
         }
     }

@@ -57,7 +57,7 @@ fn matmul<B: Block>(w: &[u8], rows: usize, cols: usize, x: &[super::XRow], out: 
     for r in 0..rows {
         let row = &w[r * row_bytes..(r + 1) * row_bytes];
         for (t, x) in x.iter().enumerate() {
-            let mut acc = 0f32;
+            let mut acc = [0f32; GROUP];
             for (b, block) in row.chunks_exact(B::BYTES).enumerate() {
                 let (d, q) = B::decode(block);
                 let at = b / GROUP * GROUP * BLOCK + b % GROUP * 16;
@@ -66,9 +66,10 @@ fn matmul<B: Block>(w: &[u8], rows: usize, cols: usize, x: &[super::XRow], out: 
                     dot += i32::from(q[i]) * i32::from(x.q[at + i]);
                     dot += i32::from(q[i + 16]) * i32::from(x.q[at + 64 + i]);
                 }
-                acc = (dot as f32).mul_add(d * x.scale[b], acc);
+                let chain = &mut acc[b % GROUP];
+                *chain = (dot as f32).mul_add(d * x.scale[b], *chain);
             }
-            out[t * rows + r] = acc;
+            out[t * rows + r] = ((acc[0] + acc[1]) + acc[2]) + acc[3];
         }
     }
 }

@@ -1,0 +1,90 @@
+//! The kernels alone, on one thread and out of cache-resident data: what they could do if memory
+//! were no limit. For `gossamer bench --micro`.
+
+use super::kernels::{self, BLOCK, GROUP, Panel, XRow};
+use crate::weights::Format;
+use std::time::{Duration, Instant};
+
+/// One kernel's speed.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Micro {
+    /// Instruction set.
+    pub isa: &'static str,
+    /// Weight format.
+    pub format: &'static str,
+    /// Tokens that share the weights.
+    pub tokens: usize,
+    /// Weight bytes consumed, 1e9 a second.
+    pub gb_per_s: f64,
+    /// Multiplications and additions, 1e9 a second.
+    pub gop_per_s: f64,
+}
+
+/// Weight rows of a measurement: with 2880 columns they fit the second-level cache.
+const ROWS: usize = 64;
+const COLS: usize = 2880;
+
+/// Measures every instruction set of this machine, each figure taking about `each`.
+pub fn measure(each: Duration) -> Vec<Micro> {
+    let mut results = Vec::new();
+    for kernels in kernels::available() {
+        for format in [Format::MXFP4, Format::Q8_0, Format::F32] {
+            for tokens in [1, 4, 64] {
+                let mut seed = 0x5eed_u64 + tokens as u64;
+                let mut next = || {
+                    seed = seed
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1_442_695_040_888_963_407);
+                    (seed >> 40) as u32
+                };
+                let mut w: Vec<u8> = (0..ROWS * format.row_bytes(COLS))
+                    .map(|_| next() as u8)
+                    .collect();
+                match format {
+                    Format::F32 => w.chunks_exact_mut(4).for_each(|x| x[3] = 0x3d),
+                    Format::Q8_0 => w.chunks_exact_mut(34).for_each(|x| x[1] = 0x1d),
+                    _ => w.chunks_exact_mut(17).for_each(|x| x[0] = 120),
+                }
+                let f: Vec<f32> = (0..tokens * COLS)
+                    .map(|_| next() as f32 / (1 << 23) as f32 - 1.0)
+                    .collect();
+                let blocks = (COLS / BLOCK).next_multiple_of(GROUP);
+                let (mut q, mut scale, mut sum) = (
+                    vec![0; tokens * blocks * BLOCK],
+                    vec![0.0; tokens * blocks],
+                    vec![0; tokens * blocks],
+                );
+                let x: Vec<XRow> = f
+                    .chunks_exact(COLS)
+                    .zip(q.chunks_exact_mut(blocks * BLOCK))
+                    .zip(
+                        scale
+                            .chunks_exact_mut(blocks)
+                            .zip(sum.chunks_exact_mut(blocks)),
+                    )
+                    .map(|((f, q), (scale, sum))| {
+                        kernels.quantize(f, q, scale, sum);
+                        XRow { f, q, scale, sum }
+                    })
+                    .collect();
+                let (mut out, mut panel) = (vec![0.0; ROWS * tokens], Panel::new(COLS));
+                let mut run = || kernels.matmul(format, &w, ROWS, COLS, &x, &mut out, &mut panel);
+                run();
+                let (start, mut rounds) = (Instant::now(), 0u32);
+                while start.elapsed() < each {
+                    run();
+                    rounds += 1;
+                }
+                let per_s = f64::from(rounds) / start.elapsed().as_secs_f64() / 1e9;
+                results.push(Micro {
+                    isa: kernels.name,
+                    format: format.name(),
+                    tokens,
+                    gb_per_s: per_s * w.len() as f64,
+                    gop_per_s: per_s * (2 * ROWS * COLS * tokens) as f64,
+                });
+            }
+        }
+    }
+    results
+}
