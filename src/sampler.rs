@@ -181,6 +181,8 @@ pub struct Sampler {
     adjusted: Vec<f32>,
 }
 
+/// The chosen token's log-probability, and the likeliest tokens with theirs.
+type Logprobs = (Option<f32>, Vec<(u32, f32)>);
 type Counts = rustc_hash::FxHashMap<u32, u32>;
 
 impl Sampler {
@@ -317,12 +319,7 @@ impl Sampler {
         Ok(draw(&kept, weight, u).unwrap_or(best.id))
     }
 
-    fn logprobs(
-        &self,
-        logits: &[f32],
-        id: u32,
-        n: usize,
-    ) -> Result<(Option<f32>, Vec<(u32, f32)>), SampleError> {
+    fn logprobs(&self, logits: &[f32], id: u32, n: usize) -> Result<Logprobs, SampleError> {
         let all = std::slice::from_ref(&self.everything);
         let max = select::argmax(logits, all)
             .ok_or_else(|| not_finite(logits))?

@@ -113,6 +113,7 @@ fn wrong_usage_exits_with_2_and_names_the_flag() {
         ("--reasoning", "some"),
         ("--date", "2026-13-01"),
         ("--seed", "x"),
+        ("--threads", "100000"),
     ] {
         let flag_and_value = format!("{flag}={value}");
         fails(&["run", &flag_and_value, "hi"], 2, &[flag]);
@@ -475,6 +476,28 @@ fn chat_answers_line_by_line() {
     let unknown = piped(&["chat"], b"/frobnicate\n");
     assert_eq!(unknown.status.code(), Some(1));
     assert!(err(&unknown).contains("/frobnicate") && err(&unknown).contains("/help"));
+}
+
+#[test]
+fn chat_keeps_what_was_said_before_a_stop_string() {
+    let file =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("stop-{}.json", std::process::id()));
+    let _ = std::fs::remove_file(&file);
+    let input = format!("What is the capital of France?\n/save {}\n", file.display());
+    let output = piped(&["chat", "--stop", "capital"], input.as_bytes());
+    assert_eq!(out(&output), "The \n", "{}", err(&output));
+    let saved: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let last = saved["messages"]
+        .as_array()
+        .unwrap()
+        .last()
+        .unwrap()
+        .clone();
+    assert_eq!(
+        (&last["channel"], &last["content"]),
+        (&"final".into(), &"The ".into())
+    );
+    std::fs::remove_file(file).unwrap();
 }
 
 /// The second turn computes its own tokens only: the first prompt is in the cache, though the

@@ -42,6 +42,8 @@ pub struct Answer {
     pub reasoning: String,
     /// Tool calls: recipient and arguments, as the model wrote them.
     pub calls: Vec<(String, String)>,
+    /// What the model wrote in another's name, as if the user or a tool spoke.
+    pub foreign: Vec<String>,
     /// The messages, for the conversation's history (Harmony only).
     pub messages: Vec<Message>,
     /// Malformed places that the parser repaired.
@@ -125,6 +127,8 @@ struct Screen {
     /// What each message is for.
     parts: Vec<Part>,
     text: String,
+    /// Bytes of [`Screen::text`] that are of its last message.
+    said: usize,
     reasoning: String,
     /// Dim text is on the terminal's line.
     dimmed: bool,
@@ -137,6 +141,7 @@ impl Screen {
             stops,
             parts: Vec::new(),
             text: String::new(),
+            said: 0,
             reasoning: String::new(),
             dimmed: false,
         }
@@ -144,7 +149,12 @@ impl Screen {
 
     fn delta(&mut self, delta: Delta) -> Result<()> {
         match delta {
-            Delta::Open { part, .. } => self.parts.push(part),
+            Delta::Open { part, .. } => {
+                if part == Part::Text {
+                    self.begin_text()?;
+                }
+                self.parts.push(part);
+            }
             Delta::Text { index, text } => match self.parts.get(index) {
                 Some(Part::Reasoning) => self.think(&text),
                 // Told when they are complete.
@@ -153,6 +163,17 @@ impl Screen {
             },
             Delta::Close { .. } => {}
         }
+        Ok(())
+    }
+
+    /// Begins a message of the answer: a paragraph of its own. No stop string spans two.
+    fn begin_text(&mut self) -> Result<()> {
+        let tail = self.stops.finish();
+        self.out(&tail)?;
+        if !self.text.is_empty() && !self.stops.hit() {
+            self.out("\n\n")?;
+        }
+        self.said = 0;
         Ok(())
     }
 
@@ -168,6 +189,7 @@ impl Screen {
         }
         self.undim();
         self.text.push_str(text);
+        self.said += text.len();
         if self.show.answer {
             let mut stdout = io::stdout().lock();
             stdout.write_all(text.as_bytes())?;
@@ -233,15 +255,23 @@ impl Screen {
             FinishReason::Length => "length",
             FinishReason::Cancelled => "cancelled",
         };
-        let both = turn.messages.into_iter().zip(turn.parts);
+        if stopped && let Some(last) = turn.parts.iter().rposition(|part| *part == Part::Text) {
+            // What the stop string cut off was never said.
+            turn.messages[last].content.truncate(self.said);
+        }
+        let (mut messages, mut foreign) = (Vec::new(), Vec::new());
+        for (message, part) in turn.messages.into_iter().zip(turn.parts) {
+            match part {
+                Part::Foreign => foreign.push(message.content),
+                _ => messages.push(message),
+            }
+        }
         Ok(Answer {
             text: self.text,
             reasoning: self.reasoning,
             calls,
-            messages: both
-                .filter(|(_, part)| *part != Part::Foreign)
-                .map(|(m, _)| m)
-                .collect(),
+            foreign,
+            messages,
             repairs: turn.repairs.total(),
             finish,
             usage,
@@ -252,10 +282,13 @@ impl Screen {
 impl Answer {
     /// Tells on stderr what a reader of the answer alone would miss.
     pub fn tell_rest(&self, show: Show) {
+        for text in &self.foreign {
+            eprintln!("The model wrote, in another's name: {text}");
+        }
         for (name, arguments) in &self.calls {
             eprintln!("The model calls the tool {name}, which nobody runs here, with: {arguments}");
         }
-        if self.text.is_empty() && self.calls.is_empty() {
+        if self.text.is_empty() && self.calls.is_empty() && self.foreign.is_empty() {
             if self.reasoning.is_empty() {
                 eprintln!("The model answered nothing.");
             } else if show.reasoning {
@@ -326,6 +359,7 @@ impl Answer {
             "answer": self.text,
             "reasoning": self.reasoning,
             "tool_calls": calls,
+            "foreign": self.foreign,
             "finish_reason": self.finish,
             "context_full": usage.context_full,
             "repairs": self.repairs,

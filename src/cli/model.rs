@@ -39,7 +39,7 @@ pub struct Common {
     #[arg(long, default_value = "auto")]
     pub backend: String,
     /// Worker threads; 0 means one for each physical core
-    #[arg(long, default_value_t = 0, value_name = "N")]
+    #[arg(long, default_value_t = 0, value_name = "N", value_parser = threads)]
     pub threads: usize,
     /// Tokens of context to make room for. Default: the model's own, bounded by free memory
     #[arg(long, value_name = "TOKENS", value_parser = positive)]
@@ -71,6 +71,15 @@ pub fn positive(text: &str) -> Result<usize, String> {
         Ok(0) => Err("must be at least 1".into()),
         Ok(n) => Ok(n),
         Err(_) => Err("must be a whole number of at least 1".into()),
+    }
+}
+
+/// A number of threads that a machine may have; 0 leaves it to the back end.
+fn threads(text: &str) -> Result<usize, String> {
+    const MOST: usize = 1024;
+    match text.parse() {
+        Ok(n) if n <= MOST => Ok(n),
+        _ => Err(format!("must be a whole number up to {MOST}")),
     }
 }
 
@@ -203,11 +212,11 @@ impl Common {
         let Some(available) = machine::available_memory() else {
             return Ok(config.context);
         };
-        let per_token = self.kv_bytes_per_token(config);
-        // The file's pages are mapped: they count as available, and are needed.
-        let left = available.saturating_sub(file_bytes).saturating_sub(RESERVE);
-        let fits = usize::try_from(left / per_token).unwrap_or(usize::MAX) / KV_BLOCK * KV_BLOCK;
-        let context = config.context.min(fits.max(LEAST_CONTEXT));
+        let context = bounded_context(
+            config.context,
+            available.saturating_sub(file_bytes),
+            self.kv_bytes_per_token(config),
+        );
         if context < config.context {
             eprintln!(
                 "context: {context} of the model's {} tokens, for {} of free memory (--ctx-size \
@@ -227,6 +236,14 @@ impl Common {
         let element = if self.backend == "reference" { 4 } else { 2 };
         (full * 2 * config.kv_heads * config.head_dim * element).max(1) as u64
     }
+}
+
+/// The model's context, or what fits into `free` bytes: those left beside the file's pages, which are
+/// mapped and so count as available, but are needed.
+fn bounded_context(model: usize, free: u64, bytes_per_token: u64) -> usize {
+    let fits = free.saturating_sub(RESERVE) / bytes_per_token;
+    let fits = usize::try_from(fits).unwrap_or(usize::MAX) / KV_BLOCK * KV_BLOCK;
+    model.min(fits.max(LEAST_CONTEXT))
 }
 
 /// A file by its path, or a pulled model by its name.
@@ -259,4 +276,22 @@ fn loading(file_bytes: u64) -> ProgressBar {
     spinner.set_message(format!("loading {}", hub::human(file_bytes)));
     spinner.enable_steady_tick(Duration::from_millis(100));
     spinner
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_context_is_bounded_by_memory() {
+        // gpt-oss-20b: 24 KiB a token.
+        let bounded = |free| bounded_context(131_072, free, 24 << 10);
+        assert_eq!(bounded(u64::MAX), 131_072);
+        assert_eq!(bounded(RESERVE + (24 << 10) * 131_072), 131_072);
+        assert_eq!(bounded(RESERVE + (24 << 10) * 131_071), 131_040);
+        assert_eq!(bounded(RESERVE + (24 << 10) * 10_000), 9_984);
+        // Little or nothing left: a short context is still tried.
+        assert_eq!(bounded(0), LEAST_CONTEXT);
+        assert_eq!(bounded_context(512, 0, 24 << 10), 512);
+    }
 }
