@@ -18,5 +18,7 @@ seconds = time.monotonic() - start
 peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 limit = os.path.getsize(model) + 1_500_000_000
 print(f"{seconds:.1f} s, peak memory {peak / 1e9:.2f} GB, limit {limit / 1e9:.2f} GB: {json.dumps(answer)[:400]}")
+if answer["finish_reason"] != "length" or answer["usage"]["completion_tokens"] != 32:
+    sys.exit("expected 32 tokens")
 if peak > limit:
     sys.exit("too much memory")
