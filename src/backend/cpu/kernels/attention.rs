@@ -6,6 +6,7 @@
 //! starts at 1 (the sink's own term). Masked positions weigh exactly 0: a row's result depends on
 //! its own positions only, whatever rows share the tile.
 #![allow(unsafe_code)] // generic over intrinsics
+#![allow(clippy::needless_range_loop)] // several arrays are walked together
 
 use super::simd::F32x16;
 

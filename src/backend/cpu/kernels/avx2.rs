@@ -1,6 +1,7 @@
 //! AVX2 with FMA and F16C: x86-64 since Haswell and Zen. Four weight rows at a time straight from
 //! the file's blocks, four blocks in two registers, for up to four tokens.
 #![allow(unsafe_code)] // intrinsics
+#![allow(clippy::needless_range_loop)] // several arrays are walked together
 
 use super::{BLOCK, GROUP, check, scalar::mxfp4_scale, simd::F32x16};
 use std::arch::x86_64::*;
@@ -20,14 +21,17 @@ macro_rules! both {
 unsafe impl F32x16 for Lanes {
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
+        // SAFETY: AVX2 and valid pointers, by the caller's promise.
         unsafe { Lanes(_mm256_set1_ps(x), _mm256_set1_ps(x)) }
     }
     #[inline(always)]
     unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: AVX2 and valid pointers, by the caller's promise.
         unsafe { Lanes(_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))) }
     }
     #[inline(always)]
     unsafe fn load_f16(p: *const u16) -> Self {
+        // SAFETY: AVX2 and valid pointers, by the caller's promise.
         unsafe {
             Lanes(
                 _mm256_cvtph_ps(_mm_loadu_si128(p.cast())),
@@ -37,6 +41,7 @@ unsafe impl F32x16 for Lanes {
     }
     #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> Self {
+        // SAFETY: AVX2 and valid pointers, by the caller's promise.
         unsafe {
             let low = _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())), 16);
             let high =
@@ -46,6 +51,7 @@ unsafe impl F32x16 for Lanes {
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
+        // SAFETY: AVX2 and valid pointers, by the caller's promise.
         unsafe {
             _mm256_storeu_ps(p, self.0);
             _mm256_storeu_ps(p.add(8), self.1);
@@ -53,6 +59,7 @@ unsafe impl F32x16 for Lanes {
     }
     #[inline(always)]
     unsafe fn store_i8(self, p: *mut i8) {
+        // SAFETY: AVX2 and valid pointers, by the caller's promise.
         unsafe {
             let words = _mm256_packs_epi32(_mm256_cvtps_epi32(self.0), _mm256_cvtps_epi32(self.1));
             let words = _mm256_permute4x64_epi64(words, 0b11_01_10_00);
@@ -81,6 +88,7 @@ unsafe impl F32x16 for Lanes {
     }
     #[inline(always)]
     unsafe fn fma(self, a: Self, b: Self) -> Self {
+        // SAFETY: AVX2 and valid pointers, by the caller's promise.
         unsafe {
             Lanes(
                 _mm256_fmadd_ps(self.0, a.0, b.0),
@@ -98,6 +106,7 @@ unsafe impl F32x16 for Lanes {
     }
     #[inline(always)]
     unsafe fn round(self) -> Self {
+        // SAFETY: AVX2 and valid pointers, by the caller's promise.
         unsafe {
             Lanes(
                 _mm256_round_ps(self.0, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
@@ -107,6 +116,7 @@ unsafe impl F32x16 for Lanes {
     }
     #[inline(always)]
     unsafe fn exp2i(self) -> Self {
+        // SAFETY: AVX2 and valid pointers, by the caller's promise.
         unsafe {
             let bias = _mm256_set1_epi32(127);
             let low = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(self.0), bias), 23);
@@ -116,6 +126,7 @@ unsafe impl F32x16 for Lanes {
     }
     #[inline(always)]
     unsafe fn zero_where_less(self, a: Self, b: Self) -> Self {
+        // SAFETY: AVX2 and valid pointers, by the caller's promise.
         unsafe {
             Lanes(
                 _mm256_and_ps(self.0, _mm256_cmp_ps(a.0, b.0, _CMP_NLT_UQ)),
@@ -143,6 +154,7 @@ trait Blocks {
 /// Sixteen bytes of block `b`, or zeros past the `n`-th.
 #[inline(always)]
 unsafe fn block(p: *const u8, b: usize, n: usize) -> __m128i {
+    // SAFETY: AVX2 and valid pointers, by the caller's promise.
     unsafe {
         if b < n {
             _mm_loadu_si128(p.cast())
@@ -157,6 +169,7 @@ impl Blocks for Mxfp4 {
     const BYTES: usize = 17;
     #[inline(always)]
     unsafe fn unpack(p: *const u8, n: usize) -> Four {
+        // SAFETY: AVX2 and valid pointers, by the caller's promise.
         unsafe {
             let values = _mm256_setr_epi8(
                 0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12, 0, 1, 2, 3, 4, 6, 8, 12,
@@ -184,10 +197,12 @@ impl Blocks for Mxfp4 {
     }
     #[inline(always)]
     unsafe fn scale(p: *const u8) -> f32 {
+        // SAFETY: AVX2 and valid pointers, by the caller's promise.
         unsafe { mxfp4_scale(*p) }
     }
     #[inline(always)]
     unsafe fn dot(low: __m256i, high: __m256i, xl: __m256i, xh: __m256i) -> __m256i {
+        // SAFETY: AVX2 and valid pointers, by the caller's promise.
         unsafe {
             // Four products of at most 12 * 127 fit i16.
             let a = _mm256_maddubs_epi16(_mm256_abs_epi8(low), _mm256_sign_epi8(xl, low));
@@ -202,6 +217,7 @@ impl Blocks for Q8_0 {
     const BYTES: usize = 34;
     #[inline(always)]
     unsafe fn unpack(p: *const u8, n: usize) -> Four {
+        // SAFETY: AVX2 and valid pointers, by the caller's promise.
         unsafe {
             let zero = _mm256_setzero_si256();
             let mut four = Four {
@@ -224,6 +240,7 @@ impl Blocks for Q8_0 {
     }
     #[inline(always)]
     unsafe fn scale(p: *const u8) -> f32 {
+        // SAFETY: AVX2 and valid pointers, by the caller's promise.
         unsafe {
             _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(
                 p.cast::<u16>().read_unaligned(),
@@ -232,6 +249,7 @@ impl Blocks for Q8_0 {
     }
     #[inline(always)]
     unsafe fn dot(low: __m256i, high: __m256i, xl: __m256i, xh: __m256i) -> __m256i {
+        // SAFETY: AVX2 and valid pointers, by the caller's promise.
         unsafe {
             // Two products of at most 128 * 127 fit i16 (the activations never reach -128).
             let one = _mm256_set1_epi16(1);
@@ -245,6 +263,7 @@ impl Blocks for Q8_0 {
 /// Lane b, element r: the sum of the four dwords of lane b of `d[r]`.
 #[inline(always)]
 unsafe fn sum_dwords(d: [__m256i; 4]) -> __m256i {
+    // SAFETY: AVX2 and valid pointers, by the caller's promise.
     unsafe { _mm256_hadd_epi32(_mm256_hadd_epi32(d[0], d[1]), _mm256_hadd_epi32(d[2], d[3])) }
 }
 

@@ -5,6 +5,7 @@
 //! share each weight load. Integers are made unsigned by a bias, as `vpdpbusd` wants; the bias times
 //! the activations' sum is taken off again, exactly.
 #![allow(unsafe_code)] // intrinsics
+#![allow(clippy::needless_range_loop)] // several arrays are walked together
 
 use super::{BLOCK, GROUP, Line, check, simd::F32x16};
 use std::arch::x86_64::*;
@@ -17,18 +18,22 @@ struct Lanes(__m512);
 unsafe impl F32x16 for Lanes {
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
+        // SAFETY: AVX-512 and valid pointers, by the caller's promise.
         unsafe { Lanes(_mm512_set1_ps(x)) }
     }
     #[inline(always)]
     unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: AVX-512 and valid pointers, by the caller's promise.
         unsafe { Lanes(_mm512_loadu_ps(p)) }
     }
     #[inline(always)]
     unsafe fn load_f16(p: *const u16) -> Self {
+        // SAFETY: AVX-512 and valid pointers, by the caller's promise.
         unsafe { Lanes(_mm512_cvtph_ps(_mm256_loadu_si256(p.cast()))) }
     }
     #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> Self {
+        // SAFETY: AVX-512 and valid pointers, by the caller's promise.
         unsafe {
             Lanes(_mm512_castsi512_ps(_mm512_slli_epi32(
                 _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast())),
@@ -38,42 +43,52 @@ unsafe impl F32x16 for Lanes {
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
+        // SAFETY: AVX-512 and valid pointers, by the caller's promise.
         unsafe { _mm512_storeu_ps(p, self.0) }
     }
     #[inline(always)]
     unsafe fn store_i8(self, p: *mut i8) {
+        // SAFETY: AVX-512 and valid pointers, by the caller's promise.
         unsafe { _mm_storeu_si128(p.cast(), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(self.0))) }
     }
     #[inline(always)]
     unsafe fn add(self, b: Self) -> Self {
+        // SAFETY: AVX-512 and valid pointers, by the caller's promise.
         unsafe { Lanes(_mm512_add_ps(self.0, b.0)) }
     }
     #[inline(always)]
     unsafe fn sub(self, b: Self) -> Self {
+        // SAFETY: AVX-512 and valid pointers, by the caller's promise.
         unsafe { Lanes(_mm512_sub_ps(self.0, b.0)) }
     }
     #[inline(always)]
     unsafe fn mul(self, b: Self) -> Self {
+        // SAFETY: AVX-512 and valid pointers, by the caller's promise.
         unsafe { Lanes(_mm512_mul_ps(self.0, b.0)) }
     }
     #[inline(always)]
     unsafe fn div(self, b: Self) -> Self {
+        // SAFETY: AVX-512 and valid pointers, by the caller's promise.
         unsafe { Lanes(_mm512_div_ps(self.0, b.0)) }
     }
     #[inline(always)]
     unsafe fn fma(self, a: Self, b: Self) -> Self {
+        // SAFETY: AVX-512 and valid pointers, by the caller's promise.
         unsafe { Lanes(_mm512_fmadd_ps(self.0, a.0, b.0)) }
     }
     #[inline(always)]
     unsafe fn max(self, b: Self) -> Self {
+        // SAFETY: AVX-512 and valid pointers, by the caller's promise.
         unsafe { Lanes(_mm512_max_ps(self.0, b.0)) }
     }
     #[inline(always)]
     unsafe fn min(self, b: Self) -> Self {
+        // SAFETY: AVX-512 and valid pointers, by the caller's promise.
         unsafe { Lanes(_mm512_min_ps(self.0, b.0)) }
     }
     #[inline(always)]
     unsafe fn round(self) -> Self {
+        // SAFETY: AVX-512 and valid pointers, by the caller's promise.
         unsafe {
             Lanes(_mm512_roundscale_ps(
                 self.0,
@@ -83,6 +98,7 @@ unsafe impl F32x16 for Lanes {
     }
     #[inline(always)]
     unsafe fn exp2i(self) -> Self {
+        // SAFETY: AVX-512 and valid pointers, by the caller's promise.
         unsafe {
             let n = _mm512_add_epi32(_mm512_cvtps_epi32(self.0), _mm512_set1_epi32(127));
             Lanes(_mm512_castsi512_ps(_mm512_slli_epi32(n, 23)))
@@ -90,6 +106,7 @@ unsafe impl F32x16 for Lanes {
     }
     #[inline(always)]
     unsafe fn zero_where_less(self, a: Self, b: Self) -> Self {
+        // SAFETY: AVX-512 and valid pointers, by the caller's promise.
         unsafe {
             Lanes(_mm512_maskz_mov_ps(
                 _mm512_cmp_ps_mask(a.0, b.0, _CMP_NLT_UQ),
@@ -140,6 +157,7 @@ impl Blocks for Mxfp4 {
             }
             Line(t)
         };
+        // SAFETY: AVX-512 and valid pointers, by the caller's promise.
         unsafe {
             let nibbles = _mm512_load_si512((&raw const NIBBLES).cast());
             let values = _mm512_load_si512((&raw const VALUES).cast());
@@ -159,6 +177,7 @@ impl Blocks for Mxfp4 {
     }
     #[inline(always)]
     unsafe fn scales(p: [*const u8; 4], n: usize) -> __m512 {
+        // SAFETY: AVX-512 and valid pointers, by the caller's promise.
         unsafe {
             // Exponent bytes lie at 0, 17, 34, 51: all in the first 64 bytes. Dword 4 b + r of the
             // result takes row r's byte 17 b.
@@ -190,6 +209,7 @@ impl Blocks for Mxfp4 {
     }
     #[inline(always)]
     unsafe fn correction(sum: __m128i) -> __m128i {
+        // SAFETY: AVX-512 and valid pointers, by the caller's promise.
         unsafe { _mm_add_epi32(_mm_slli_epi32(sum, 3), _mm_slli_epi32(sum, 2)) }
     }
 }
@@ -200,6 +220,7 @@ impl Blocks for Q8_0 {
     const BIAS: i32 = 128;
     #[inline(always)]
     unsafe fn unpack(p: *const u8, n: usize) -> (__m512i, __m512i) {
+        // SAFETY: AVX-512 and valid pointers, by the caller's promise.
         unsafe {
             let (mut low, mut high) = (_mm512_setzero_si512(), _mm512_setzero_si512());
             for b in 0..4 {
@@ -219,6 +240,7 @@ impl Blocks for Q8_0 {
     }
     #[inline(always)]
     unsafe fn scales(p: [*const u8; 4], n: usize) -> __m512 {
+        // SAFETY: AVX-512 and valid pointers, by the caller's promise.
         unsafe {
             let mut d = [0u64; 4];
             for (b, d) in d.iter_mut().enumerate() {
@@ -238,6 +260,7 @@ impl Blocks for Q8_0 {
     }
     #[inline(always)]
     unsafe fn correction(sum: __m128i) -> __m128i {
+        // SAFETY: AVX-512 and valid pointers, by the caller's promise.
         unsafe { _mm_slli_epi32(sum, 7) }
     }
 }
@@ -245,6 +268,7 @@ impl Blocks for Q8_0 {
 /// Lane b, element r: the sum of the four dwords of lane b of `d[r]`.
 #[inline(always)]
 unsafe fn sum_dwords(d: [__m512i; 4]) -> __m512i {
+    // SAFETY: AVX-512 and valid pointers, by the caller's promise.
     unsafe {
         let a = _mm512_add_epi32(
             _mm512_unpacklo_epi32(d[0], d[1]),
@@ -433,6 +457,7 @@ unsafe fn unpack<B: Blocks>(w: *const u8, n: usize, blocks: usize, panel: &mut P
 /// Lane b of result j: dword j of lane b of the four inputs.
 #[inline(always)]
 unsafe fn transpose(r: [__m512i; 4]) -> [__m512i; 4] {
+    // SAFETY: AVX-512 and valid pointers, by the caller's promise.
     unsafe {
         let (a, b) = (
             _mm512_unpacklo_epi32(r[0], r[1]),

@@ -72,13 +72,16 @@ impl Panel {
 /// `(weights, rows, cols, x, out, panel)`: `out[t * rows + r] = W[r] . x[t]`.
 type Matmul = unsafe fn(&[u8], usize, usize, &[XRow], &mut [f32], &mut Panel);
 
+/// `(x, quantized, scales, sums)`, see [`XRow`].
+type Quantize = unsafe fn(&[f32], &mut [i8], &mut [f32], &mut [i32]);
+
 /// The kernels of one instruction set.
 pub struct Kernels {
     /// `scalar`, `avx2`, `avx512` …
     pub name: &'static str,
     supported: fn() -> bool,
     rms_norm: unsafe fn(&[f32], &[f32], f32, &mut [f32]),
-    quantize: unsafe fn(&[f32], &mut [i8], &mut [f32], &mut [i32]),
+    quantize: Quantize,
     swiglu: unsafe fn(&mut [f32], &[f32], f32),
     attend: unsafe fn(&mut Tile, usize, &[u16], &[u16], usize),
     merge: unsafe fn(&mut attention::Partial, &attention::Partial),
@@ -197,6 +200,7 @@ impl Kernels {
         unsafe { (self.merge)(into, part) }
     }
     /// `out[t * rows + r] = W[r] . x[t]`; `w` holds `rows` rows of `cols` values in `format`.
+    #[allow(clippy::too_many_arguments)] // a product has that many
     pub fn matmul(
         &self,
         format: Format,

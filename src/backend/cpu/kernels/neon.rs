@@ -2,6 +2,7 @@
 //! and later, Neoverse. Small on purpose: one weight row at a time for up to four tokens. The
 //! `sdot` intrinsic is not stable yet, so it is written as assembly.
 #![allow(unsafe_code)] // intrinsics, assembly
+#![allow(clippy::needless_range_loop)] // several arrays are walked together
 
 use super::{
     BLOCK, GROUP, check,

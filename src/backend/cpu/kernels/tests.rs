@@ -1,4 +1,5 @@
 //! Every instruction set against the scalar table, bit for bit, on fresh random inputs.
+#![allow(clippy::needless_range_loop)] // several arrays are walked together
 
 use super::*;
 use attention::{Partial, STEP};
