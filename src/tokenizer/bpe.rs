@@ -68,26 +68,29 @@ impl Merges {
 
     /// From `tokenizer.ggml.merges`. A list that holds every possible merge in the order of ids says
     /// no more than the ids do.
-    pub fn from_lines(lines: Strings<'_>, table: &Table) -> Result<Merges> {
+    ///
+    /// `texts` are the tokens' spellings.
+    pub fn from_lines(lines: Strings<'_>, texts: Strings<'_>, table: &Table) -> Result<Merges> {
         let by_id = Merges::by_id(table);
         if lines.len() == 0 {
             return Ok(by_id);
         }
-        let mut parser = LineParser::default();
         let derived = derive_merges(table);
         if lines.len() == derived.len() {
-            let mut same = true;
-            for (line, &(left, right)) in lines.clone().zip(&derived) {
-                let (l, r) = parser.parse(line).context("tokenizer.ggml.merges")?;
-                if l != table.get(left) || r != table.get(right) {
-                    same = false;
-                    break;
-                }
-            }
-            if same {
+            // Bytes have one spelling: comparing texts saves decoding them.
+            let texts: Vec<&[u8]> = texts.collect();
+            let text = |id: u32| texts.get(id as usize).copied().unwrap_or_default();
+            let spells = |line: &[u8], (left, right): (u32, u32)| {
+                line.strip_prefix(text(left))
+                    .and_then(|rest| rest.strip_prefix(b" "))
+                    .is_some_and(|rest| rest == text(right))
+            };
+            let mut pairs = lines.clone().zip(&derived);
+            if pairs.all(|(line, &pair)| spells(line, pair)) {
                 return Ok(by_id);
             }
         }
+        let mut parser = LineParser::default();
         let mut listed = FxHashMap::default();
         listed.reserve(lines.len());
         for (rank, line) in lines.enumerate() {

@@ -126,7 +126,7 @@ impl Tokenizer {
 
         let mut kinds = Vec::with_capacity(types.len());
         let mut table = Table::with_capacity(types.len());
-        for (id, (text, number)) in texts.zip(types).enumerate() {
+        for (id, (text, number)) in texts.clone().zip(types).enumerate() {
             let Some(mut kind) = TokenKind::from_ggml(number) else {
                 bail!(gguf.error(format!("{key}[{id}]: expected 1 to 6, found {number}")));
             };
@@ -148,7 +148,7 @@ impl Tokenizer {
         let mut tokenizer = Self::build(table, kinds).map_err(named)?;
 
         if let Some(lines) = gguf.strings("tokenizer.ggml.merges")? {
-            tokenizer.merges = Merges::from_lines(lines, &tokenizer.table).map_err(named)?;
+            tokenizer.merges = Merges::from_lines(lines, texts, &tokenizer.table).map_err(named)?;
         }
         let mut stops = Vec::new();
         if let Some(id) = gguf.u64("tokenizer.ggml.eos_token_id")? {
