@@ -8,6 +8,8 @@
 //! The scalar table is the oracle of the others.
 #![allow(unsafe_code)] // calls functions that need an instruction set
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 pub mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -45,12 +47,15 @@ pub struct XRow<'a> {
     pub sum: &'a [i32],
 }
 
-/// Sixteen weight rows unpacked for many tokens: `[block][8 dwords][16 rows]` and `[block][16 rows]`.
+/// Working memory of products with many tokens: panels of sixteen unpacked weight rows,
+/// `[block][8 dwords][16 rows]` with scales `[block][16 rows]`, and sixteen inputs laid out for tiles.
 pub struct Panel {
-    /// 64 bytes a dword of sixteen rows.
+    /// A line is a dword of each of sixteen rows.
     pub weights: Vec<Line>,
-    /// Scales.
+    /// Scales of the weights.
     pub scale: Vec<f32>,
+    /// Inputs, their bias corrections and scales.
+    pub inputs: Vec<Line>,
 }
 
 /// A cache line.
@@ -58,13 +63,17 @@ pub struct Panel {
 #[repr(C, align(64))]
 pub struct Line(pub [u8; 64]);
 
+/// Panels that [`Panel`] has room for.
+const PANELS: usize = 4;
+
 impl Panel {
     /// Room for rows of `cols` values.
     pub fn new(cols: usize) -> Panel {
         let blocks = cols.div_ceil(BLOCK).next_multiple_of(GROUP);
         Panel {
-            weights: vec![Line([0; 64]); blocks * 8],
-            scale: vec![0.0; blocks * 16],
+            weights: vec![Line([0; 64]); PANELS * blocks * 8],
+            scale: vec![0.0; PANELS * blocks * 16],
+            inputs: vec![Line([0; 64]); blocks * 10],
         }
     }
 }
@@ -157,6 +166,8 @@ use kernels;
 
 /// The instruction sets that this build holds, fastest first.
 static ALL: &[&Kernels] = &[
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    &amx::KERNELS,
     #[cfg(target_arch = "x86_64")]
     &avx512::KERNELS,
     #[cfg(target_arch = "x86_64")]

@@ -1,0 +1,92 @@
+//! AVX-512 with VNNI and VBMI: Ice Lake and later Xeons, Zen 4 and later.
+//!
+//! Few tokens: four weight rows at a time straight from the file's blocks, four blocks a register.
+//! Many tokens: sixteen rows are unpacked into a [`Panel`], one lane a row, and up to eight tokens
+//! share each weight load. Integers are made unsigned by a bias, as `vpdpbusd` wants; the bias times
+//! the activations' sum is taken off again, exactly.
+#![allow(unsafe_code)] // intrinsics
+
+pub mod blocks;
+mod few;
+mod lanes;
+pub mod panel;
+
+use super::check;
+use blocks::{Blocks, Mxfp4, Q8_0};
+use few::few;
+pub use lanes::Lanes;
+use panel::many;
+
+/// From this many tokens on, unpacking a panel pays.
+const PANEL_FROM: usize = 6;
+
+/// Any number of tokens.
+///
+/// # Safety
+/// [`supported`], in a function that enables the instruction set.
+#[inline(always)]
+pub unsafe fn matmul<B: Blocks>(
+    w: &[u8],
+    rows: usize,
+    cols: usize,
+    x: &[XRow],
+    out: &mut [f32],
+    panel: &mut Panel,
+) {
+    check(w, rows, cols, B::BYTES, x, out);
+    // SAFETY: lengths are checked; the caller enables the instruction set.
+    unsafe {
+        if x.len() < PANEL_FROM {
+            for (i, x) in x.chunks(4).enumerate() {
+                let out = &mut out[i * 4 * rows..];
+                match x.len() {
+                    1 => few::<B, 1>(w, rows, cols, x, out, panel),
+                    2 => few::<B, 2>(w, rows, cols, x, out, panel),
+                    3 => few::<B, 3>(w, rows, cols, x, out, panel),
+                    _ => few::<B, 4>(w, rows, cols, x, out, panel),
+                }
+            }
+            return;
+        }
+        many::<B>(w, rows, cols, x, out, panel);
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,f16c,fma")]
+unsafe fn q8_0(w: &[u8], rows: usize, cols: usize, x: &[XRow], out: &mut [f32], panel: &mut Panel) {
+    // SAFETY: this function enables the instruction set.
+    unsafe { matmul::<Q8_0>(w, rows, cols, x, out, panel) }
+}
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,f16c,fma")]
+unsafe fn mxfp4(
+    w: &[u8],
+    rows: usize,
+    cols: usize,
+    x: &[XRow],
+    out: &mut [f32],
+    panel: &mut Panel,
+) {
+    // SAFETY: as above.
+    unsafe { matmul::<Mxfp4>(w, rows, cols, x, out, panel) }
+}
+
+/// Whether this machine has all of it.
+pub fn supported() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512vnni")
+        && is_x86_feature_detected!("avx512vbmi")
+        && is_x86_feature_detected!("f16c")
+        && is_x86_feature_detected!("fma")
+}
+
+super::kernels!(
+    "avx512",
+    Lanes,
+    ["avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,f16c,fma"],
+    supported,
+    q8_0,
+    mxfp4
+);

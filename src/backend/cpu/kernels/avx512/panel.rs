@@ -1,0 +1,179 @@
+//! Many tokens: sixteen weight rows unpacked, one lane a row, and up to eight tokens a load.
+#![allow(unsafe_code)] // intrinsics
+#![allow(clippy::needless_range_loop)] // several arrays are walked together
+
+use super::blocks::Blocks;
+use crate::backend::cpu::kernels::{BLOCK, GROUP, Panel, XRow};
+use std::arch::x86_64::*;
+
+/// Unpacks `n` (1..=16) rows at `w` into panel `at` of the panel's memory; rows past `n` repeat the
+/// last.
+///
+/// # Safety
+/// AVX-512 with VBMI is enabled, and `n` rows of `blocks` blocks lie at `w`.
+#[inline(always)]
+pub unsafe fn unpack<B: Blocks>(
+    w: *const u8,
+    n: usize,
+    blocks: usize,
+    panel: &mut Panel,
+    at: usize,
+) {
+    let padded = blocks.next_multiple_of(GROUP);
+    let weights = &mut panel.weights[at * padded * 8..(at + 1) * padded * 8];
+    let scale = &mut panel.scale[at * padded * 16..(at + 1) * padded * 16];
+    let row_bytes = blocks * B::BYTES;
+    for quad in 0..4 {
+        for g in 0..blocks.div_ceil(GROUP) {
+            let left = (blocks - g * GROUP).min(GROUP);
+            // SAFETY: rows and groups are clamped as in `few`; the panel's size is checked above.
+            unsafe {
+                let row =
+                    |r: usize| w.add((quad * 4 + r).min(n - 1) * row_bytes + g * GROUP * B::BYTES);
+                let p = [row(0), row(1), row(2), row(3)];
+                let [a, b, c, d] = [
+                    B::unpack(p[0], left),
+                    B::unpack(p[1], left),
+                    B::unpack(p[2], left),
+                    B::unpack(p[3], left),
+                ];
+                let low = transpose([a.0, b.0, c.0, d.0]);
+                let high = transpose([a.1, b.1, c.1, d.1]);
+                let scales = B::scales(p, left);
+                let to = weights
+                    .as_mut_ptr()
+                    .cast::<u8>()
+                    .add(g * GROUP * 8 * 64 + quad * 16);
+                let to_scale = scale.as_mut_ptr().add(g * GROUP * 16 + quad * 4);
+                macro_rules! block {
+                    ($b:literal) => {
+                        for j in 0..4 {
+                            let at = to.add(($b * 8 + j) * 64);
+                            _mm_store_si128(at.cast(), _mm512_extracti32x4_epi32(low[j], $b));
+                            _mm_store_si128(
+                                at.add(4 * 64).cast(),
+                                _mm512_extracti32x4_epi32(high[j], $b),
+                            );
+                        }
+                        _mm_storeu_ps(to_scale.add($b * 16), _mm512_extractf32x4_ps(scales, $b));
+                    };
+                }
+                block!(0);
+                block!(1);
+                block!(2);
+                block!(3);
+            }
+        }
+    }
+}
+
+/// Lane b of result j: dword j of lane b of the four inputs.
+#[inline(always)]
+unsafe fn transpose(r: [__m512i; 4]) -> [__m512i; 4] {
+    // SAFETY: AVX-512 and valid pointers, by the caller's promise.
+    unsafe {
+        let (a, b) = (
+            _mm512_unpacklo_epi32(r[0], r[1]),
+            _mm512_unpackhi_epi32(r[0], r[1]),
+        );
+        let (c, d) = (
+            _mm512_unpacklo_epi32(r[2], r[3]),
+            _mm512_unpackhi_epi32(r[2], r[3]),
+        );
+        [
+            _mm512_unpacklo_epi64(a, c),
+            _mm512_unpackhi_epi64(a, c),
+            _mm512_unpacklo_epi64(b, d),
+            _mm512_unpackhi_epi64(b, d),
+        ]
+    }
+}
+
+/// Sixteen rows of the first panel for `T` tokens: the four chains of blocks one after the other.
+#[inline(always)]
+unsafe fn tile<const T: usize>(panel: &Panel, blocks: usize, bias: i32, x: &[XRow]) -> [__m512; T] {
+    // SAFETY: the panel holds `blocks` blocks, and so does each of the T rows of x, by `check`.
+    unsafe {
+        let mut total = [_mm512_setzero_ps(); T];
+        for chain in 0..GROUP.min(blocks) {
+            let mut acc = [_mm512_setzero_ps(); T];
+            for b in (chain..blocks).step_by(GROUP) {
+                let at = b / GROUP * GROUP * BLOCK + chain * 16;
+                let mut w = [_mm512_setzero_si512(); 8];
+                for (j, w) in w.iter_mut().enumerate() {
+                    *w = _mm512_load_si512(panel.weights.as_ptr().add(b * 8 + j).cast());
+                }
+                let scale = _mm512_loadu_ps(panel.scale.as_ptr().add(b * 16));
+                for t in 0..T {
+                    let x = x.get_unchecked(t);
+                    let q = x.q.as_ptr().add(at);
+                    let mut dot = _mm512_set1_epi32(-bias * *x.sum.get_unchecked(b));
+                    for j in 0..4 {
+                        let low = q.add(4 * j).cast::<i32>().read_unaligned();
+                        dot = _mm512_dpbusd_epi32(dot, w[j], _mm512_set1_epi32(low));
+                    }
+                    for j in 0..4 {
+                        let high = q.add(64 + 4 * j).cast::<i32>().read_unaligned();
+                        dot = _mm512_dpbusd_epi32(dot, w[4 + j], _mm512_set1_epi32(high));
+                    }
+                    let s = _mm512_mul_ps(scale, _mm512_set1_ps(*x.scale.get_unchecked(b)));
+                    acc[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), s, acc[t]);
+                }
+            }
+            for t in 0..T {
+                total[t] = _mm512_add_ps(total[t], acc[t]);
+            }
+        }
+        total
+    }
+}
+
+/// Writes the rows in `mask` of each token's sixteen results.
+///
+/// # Safety
+/// AVX-512 is enabled.
+#[inline(always)]
+pub unsafe fn store<const T: usize>(tile: [__m512; T], out: &mut [f32], rows: usize, mask: u16) {
+    for (t, v) in tile.iter().enumerate() {
+        assert!(t * rows + (16 - mask.leading_zeros() as usize) <= out.len());
+        // SAFETY: the mask's highest row lies in `out`, checked above.
+        unsafe { _mm512_mask_storeu_ps(out.as_mut_ptr().add(t * rows), mask, *v) }
+    }
+}
+
+/// Any number of tokens, sixteen rows at a time.
+///
+/// # Safety
+/// AVX-512 with VBMI is enabled, and the lengths have passed `check`.
+#[inline(always)]
+pub unsafe fn many<B: Blocks>(
+    w: &[u8],
+    rows: usize,
+    cols: usize,
+    x: &[XRow],
+    out: &mut [f32],
+    panel: &mut Panel,
+) {
+    let (blocks, bias) = (cols / BLOCK, B::BIAS);
+    for r0 in (0..rows).step_by(16) {
+        let n = (rows - r0).min(16);
+        let mask = (!0u16) >> (16 - n);
+        // SAFETY: rows r0..r0 + n lie in w, by `check`; the caller enables the instruction set.
+        unsafe {
+            unpack::<B>(w.as_ptr().add(r0 * blocks * B::BYTES), n, blocks, panel, 0);
+            for (i, x) in x.chunks(8).enumerate() {
+                let out = &mut out[i * 8 * rows + r0..];
+                match x.len() {
+                    8 => store(tile::<8>(panel, blocks, bias, x), out, rows, mask),
+                    7 => store(tile::<7>(panel, blocks, bias, x), out, rows, mask),
+                    6 => store(tile::<6>(panel, blocks, bias, x), out, rows, mask),
+                    5 => store(tile::<5>(panel, blocks, bias, x), out, rows, mask),
+                    4 => store(tile::<4>(panel, blocks, bias, x), out, rows, mask),
+                    3 => store(tile::<3>(panel, blocks, bias, x), out, rows, mask),
+                    2 => store(tile::<2>(panel, blocks, bias, x), out, rows, mask),
+                    _ => store(tile::<1>(panel, blocks, bias, x), out, rows, mask),
+                }
+            }
+        }
+    }
+}
