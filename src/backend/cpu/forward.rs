@@ -11,7 +11,7 @@ use super::{
     attention::Plan,
     buffers::{Large, Local, Small, Work},
     cache::Cache,
-    kernels::Kernels,
+    kernels::{Kernels, Rows, XRow},
     moe::choose,
     threads::{Pool, Queue, Shared},
 };
@@ -197,12 +197,9 @@ impl<'a> Pass<'a> {
         let per_head = qkv_items(config);
         let qkv = config.kv_heads * per_head;
         let total = qkv + self.plan.len(config.is_sliding(l));
-        while let Some(item) = queue.next(total) {
-            if item >= qkv {
-                self.attention_item(l, layer, item - qkv, work);
-                continue;
-            }
-            let (head, item) = (item / per_head, item % per_head);
+        // The rows of item `i`: of which matrix, and from which column of q | k | v on.
+        let place = |i: usize| {
+            let (head, item) = (i / per_head, i % per_head);
             let (k_items, group) = (d.div_ceil(CHUNK), config.group() * d);
             let q_items = per_head - 2 * k_items;
             let (linear, base, rows, column) = if item < q_items {
@@ -210,15 +207,24 @@ impl<'a> Pass<'a> {
             } else if item < q_items + k_items {
                 (&layer.k, head * d, chunk(item - q_items, d), q_width)
             } else {
-                (
-                    &layer.v,
-                    head * d,
-                    chunk(item - q_items - k_items, d),
-                    q_width + kv_width,
-                )
+                let rows = chunk(item - q_items - k_items, d);
+                (&layer.v, head * d, rows, q_width + kv_width)
             };
-            let rows = base + rows.start..base + rows.end;
-            self.linear(linear, rows.clone(), n, |r| self.input_h(small, r), work);
+            (linear, base + rows.start..base + rows.end, column)
+        };
+        for (item, following) in queue.items(total) {
+            if item >= qkv {
+                self.attention_item(l, layer, item - qkv, work);
+                continue;
+            }
+            let head = item / per_head;
+            let (linear, rows, column) = place(item);
+            let next = following.filter(|&i| i < qkv).map_or(&[][..], |i| {
+                let (linear, rows, _) = place(i);
+                linear.weight.row_data(rows)
+            });
+            let input = |r| self.input_h(small, r);
+            self.linear(linear, rows.clone(), next, n, input, work);
             for r in 0..n {
                 let from = &work.out[0][r * rows.len()..(r + 1) * rows.len()];
                 // SAFETY: this item's columns of each row.
@@ -263,12 +269,14 @@ impl<'a> Pass<'a> {
             unsafe { small.input.quantize(self.kernels, r, attention(r)) };
         }
         self.meet_unless_alone();
-        while let Some(item) = queue.next(hidden.div_ceil(CHUNK)) {
+        for (item, following) in queue.items(hidden.div_ceil(CHUNK)) {
             let rows = chunk(item, hidden);
+            let next = following.map_or(&[][..], |i| layer.o.weight.row_data(chunk(i, hidden)));
             // SAFETY: quantized by this thread, or before the barrier.
             self.linear(
                 &layer.o,
                 rows.clone(),
+                next,
                 n,
                 |r| unsafe { small.input.row(r, attention(r)) },
                 work,
@@ -285,6 +293,7 @@ impl<'a> Pass<'a> {
             self.product(
                 &layer.router.weight,
                 0..logits.len(),
+                &[],
                 &[self.input_h(small, r)],
                 &mut logits,
                 work,
@@ -319,12 +328,11 @@ impl<'a> Pass<'a> {
     fn gate_up(&self, layer: &Layer, small: &Small<'a>, queue: &Queue, work: &mut Work) {
         let (width, k) = (self.config.expert_width, self.config.experts_used);
         let chunks = width.div_ceil(CHUNK);
-        while let Some(item) = queue.next(work.routing.active().len() * chunks) {
-            let expert = work.routing.active()[item / chunks];
-            let rows = chunk(item % chunks, width);
-            let first = expert as usize * width;
-            let weights = first + rows.start..first + rows.end;
-            let routing = std::mem::take(&mut work.routing);
+        let routing = std::mem::take(&mut work.routing);
+        let place = |i: usize| expert_rows(routing.active()[i / chunks], i % chunks, width);
+        for (item, following) in queue.items(routing.active().len() * chunks) {
+            let (expert, rows, weights) = place(item);
+            let next = following.map_or(&[][..], |i| layer.gate.weight.row_data(place(i).2));
             let pairs = routing.pairs(expert);
             let len = pairs.len() * rows.len();
             work.with_inputs(
@@ -334,6 +342,7 @@ impl<'a> Pass<'a> {
                     self.product(
                         &layer.gate.weight,
                         weights.clone(),
+                        layer.up.weight.row_data(weights.clone()),
                         inputs,
                         &mut gate[..len],
                         work,
@@ -341,6 +350,7 @@ impl<'a> Pass<'a> {
                     self.product(
                         &layer.up.weight,
                         weights.clone(),
+                        next,
                         inputs,
                         &mut up[..len],
                         work,
@@ -359,8 +369,8 @@ impl<'a> Pass<'a> {
                 &rows,
                 &work.out[0],
             );
-            work.routing = routing;
         }
+        work.routing = routing;
     }
 
     /// `expert_down_residual` but for the sum: W_down s + b_down of each pair.
@@ -381,12 +391,11 @@ impl<'a> Pass<'a> {
         }
         self.meet_unless_alone();
         let chunks = hidden.div_ceil(CHUNK);
-        while let Some(item) = queue.next(work.routing.active().len() * chunks) {
-            let expert = work.routing.active()[item / chunks];
-            let rows = chunk(item % chunks, hidden);
-            let first = expert as usize * hidden;
-            let weights = first + rows.start..first + rows.end;
-            let routing = std::mem::take(&mut work.routing);
+        let routing = std::mem::take(&mut work.routing);
+        let place = |i: usize| expert_rows(routing.active()[i / chunks], i % chunks, hidden);
+        for (item, following) in queue.items(routing.active().len() * chunks) {
+            let (expert, rows, weights) = place(item);
+            let next = following.map_or(&[][..], |i| layer.down.weight.row_data(place(i).2));
             let pairs = routing.pairs(expert);
             let len = pairs.len() * rows.len();
             // SAFETY: quantized by this thread, or before the barrier.
@@ -396,6 +405,7 @@ impl<'a> Pass<'a> {
                 self.product(
                     &layer.down.weight,
                     weights.clone(),
+                    next,
                     inputs,
                     &mut out[..len],
                     work,
@@ -410,8 +420,8 @@ impl<'a> Pass<'a> {
                 &rows,
                 &work.out[0],
             );
-            work.routing = routing;
         }
+        work.routing = routing;
     }
 
     /// x[r] += the row's experts' outputs, weighted, best first.
@@ -444,12 +454,13 @@ impl<'a> Pass<'a> {
         self.meet_unless_alone();
         let output = &self.weights.output;
         let queue = &self.queues[self.weights.layers.len() * QUEUES];
-        while let Some(item) = queue.next(output.rows.div_ceil(CHUNK)) {
+        for (item, following) in queue.items(output.rows.div_ceil(CHUNK)) {
             let rows = chunk(item, output.rows);
+            let next = following.map_or(&[][..], |i| output.row_data(chunk(i, output.rows)));
             let len = n * rows.len();
             work.with_inputs((0..n).map(|i| self.input_h(small, i)), |work, inputs| {
                 let mut out = std::mem::take(&mut work.out[0]);
-                self.product(output, rows.clone(), inputs, &mut out[..len], work);
+                self.product(output, rows.clone(), next, inputs, &mut out[..len], work);
                 work.out[0] = out;
             });
             scatter(&self.logits, output.rows, 0..n, &rows, &work.out[0]);
@@ -457,7 +468,7 @@ impl<'a> Pass<'a> {
     }
 
     /// Row `r` of the normed residual, as written by this thread or before a barrier.
-    fn input_h(&self, small: &Small<'a>, r: usize) -> super::kernels::XRow<'a> {
+    fn input_h(&self, small: &Small<'a>, r: usize) -> XRow<'a> {
         // SAFETY: written by this thread, or before the barrier that precedes every use.
         unsafe {
             small
@@ -471,44 +482,56 @@ impl<'a> Pass<'a> {
         &self,
         linear: &Linear,
         rows: Range<usize>,
+        next: &[u8],
         n: usize,
-        input: impl Fn(usize) -> super::kernels::XRow<'a>,
+        input: impl Fn(usize) -> XRow<'a>,
         work: &mut Work,
     ) {
         let len = n * rows.len();
         work.with_inputs((0..n).map(input), |work, inputs| {
             let mut out = std::mem::take(&mut work.out[0]);
-            self.product(&linear.weight, rows.clone(), inputs, &mut out[..len], work);
+            let out_rows = &mut out[..len];
+            self.product(&linear.weight, rows.clone(), next, inputs, out_rows, work);
             add_bias(&mut out[..len], &linear.bias[rows]);
             work.out[0] = out;
         });
     }
 
-    /// `out = W[rows] x`, `[inputs, rows]`.
+    /// `out = W[rows] x`, `[inputs, rows]`; `next` are the weights that this thread reads next.
     fn product(
         &self,
         weight: &Matrix,
         rows: Range<usize>,
-        inputs: &[super::kernels::XRow],
+        next: &[u8],
+        inputs: &[XRow],
         out: &mut [f32],
         work: &mut Work,
     ) {
-        let data = weight.row_data(rows.clone());
-        self.kernels.matmul(
-            weight.format,
-            data,
-            rows.len(),
-            weight.cols,
-            inputs,
-            out,
-            &mut work.panel,
-        );
+        let rows = Rows {
+            data: weight.row_data(rows.clone()),
+            next,
+            rows: rows.len(),
+            cols: weight.cols,
+        };
+        self.kernels
+            .matmul(weight.format, rows, inputs, out, &mut work.panel);
     }
 }
 
 /// Rows of item `i` out of `rows`.
 fn chunk(i: usize, rows: usize) -> Range<usize> {
     i * CHUNK..((i + 1) * CHUNK).min(rows)
+}
+
+/// Chunk `i` of an expert's `rows` outputs: the expert, its rows, and where they lie in the matrix
+/// of all experts.
+fn expert_rows(expert: u32, i: usize, rows: usize) -> (u32, Range<usize>, Range<usize>) {
+    let (chunk, first) = (chunk(i, rows), expert as usize * rows);
+    (
+        expert,
+        chunk.clone(),
+        first + chunk.start..first + chunk.end,
+    )
 }
 
 /// Adds `bias` to each row of `out`.

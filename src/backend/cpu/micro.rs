@@ -1,7 +1,7 @@
 //! The kernels alone, on one thread and out of cache-resident data: what they could do if memory
 //! were no limit. For `gossamer bench --micro`.
 
-use super::kernels::{self, BLOCK, GROUP, Panel, XRow};
+use super::kernels::{self, BLOCK, GROUP, Panel, Rows, XRow};
 use crate::weights::Format;
 use std::time::{Duration, Instant};
 
@@ -68,7 +68,13 @@ pub fn measure(each: Duration) -> Vec<Micro> {
                     })
                     .collect();
                 let (mut out, mut panel) = (vec![0.0; ROWS * tokens], Panel::new(COLS));
-                let mut run = || kernels.matmul(format, &w, ROWS, COLS, &x, &mut out, &mut panel);
+                let weights = Rows {
+                    data: &w,
+                    next: &[],
+                    rows: ROWS,
+                    cols: COLS,
+                };
+                let mut run = || kernels.matmul(format, weights, &x, &mut out, &mut panel);
                 run();
                 let (start, mut rounds) = (Instant::now(), 0u32);
                 while start.elapsed() < each {

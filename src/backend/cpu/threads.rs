@@ -227,6 +227,15 @@ impl Queue {
         let item = self.0.fetch_add(1, Ordering::Relaxed);
         (item < total).then_some(item)
     }
+    /// The items below `total` that fall to this thread, each with the one that it takes after.
+    pub fn items(&self, total: usize) -> impl Iterator<Item = (usize, Option<usize>)> {
+        let mut next = self.next(total);
+        std::iter::from_fn(move || {
+            let item = next?;
+            next = self.next(total);
+            Some((item, next))
+        })
+    }
     /// Starts again at item 0; only between two jobs.
     pub fn reset(&self) {
         self.0.store(0, Ordering::Relaxed);

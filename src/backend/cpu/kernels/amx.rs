@@ -23,6 +23,9 @@ use std::{
 /// Tokens of a tile, and from how many on tiles are used.
 const TOKENS: usize = 16;
 
+/// Blocks that the tile unit is ahead of the sums.
+const AHEAD: usize = 3;
+
 /// The tile configuration: 0 holds products `[16 tokens, 16 rows]` i32, 1 the inputs
 /// `[16 tokens, 32]`, 2 the weights `[8 dwords, 16 rows]`.
 #[repr(C, align(64))]
@@ -108,17 +111,28 @@ unsafe fn tile(panel: &Panel, at: usize, blocks: usize) -> [__m512; TOKENS] {
     let padded = blocks.next_multiple_of(GROUP);
     // SAFETY: the caller has unpacked panel `at`, laid out the tokens and configured the tiles.
     unsafe {
-        let mut dots = [Dots([[0; 16]; TOKENS]), Dots([[0; 16]; TOKENS])];
+        let mut dots = [const { Dots([[0; 16]; TOKENS]) }; AHEAD + 1];
         let mut total = [_mm512_setzero_ps(); TOKENS];
         for chain in 0..GROUP.min(blocks) {
             let mut acc = [_mm512_setzero_ps(); TOKENS];
-            // The tile unit works on the next block while this one's products are added up.
-            multiply(panel, at, padded, chain, &mut dots[0]);
-            for (i, b) in (chain..blocks).step_by(GROUP).enumerate() {
-                if b + GROUP < blocks {
-                    multiply(panel, at, padded, b + GROUP, &mut dots[(i + 1) % 2]);
+            // The tile unit works on the next blocks while one's products are added up: a tile's
+            // stores take long to come back as loads.
+            for i in 0..AHEAD {
+                if chain + i * GROUP < blocks {
+                    multiply(panel, at, padded, chain + i * GROUP, &mut dots[i]);
                 }
-                let dots = &dots[i % 2];
+            }
+            for (i, b) in (chain..blocks).step_by(GROUP).enumerate() {
+                if b + AHEAD * GROUP < blocks {
+                    multiply(
+                        panel,
+                        at,
+                        padded,
+                        b + AHEAD * GROUP,
+                        &mut dots[(i + AHEAD) % (AHEAD + 1)],
+                    );
+                }
+                let dots = &dots[i % (AHEAD + 1)];
                 let values = panel.inputs.as_ptr().add(blocks * 8 + b * 2);
                 let (bias, scale_x) = (values.cast::<i32>(), values.add(1).cast::<f32>());
                 let scale = _mm512_loadu_ps(panel.scale.as_ptr().add((at * padded + b) * 16));
@@ -138,16 +152,9 @@ unsafe fn tile(panel: &Panel, at: usize, blocks: usize) -> [__m512; TOKENS] {
 }
 
 #[inline(always)]
-unsafe fn matmul<B: Blocks>(
-    w: &[u8],
-    rows: usize,
-    cols: usize,
-    x: &[XRow],
-    out: &mut [f32],
-    panel: &mut Panel,
-) {
-    check(w, rows, cols, B::BYTES, x, out);
-    let blocks = cols / BLOCK;
+unsafe fn matmul<B: Blocks>(w: Rows, x: &[XRow], out: &mut [f32], panel: &mut Panel) {
+    check(w, B::BYTES, x, out);
+    let (rows, blocks) = (w.rows, w.cols / BLOCK);
     let whole = x.len() / TOKENS * TOKENS;
     // SAFETY: lengths are checked; the table is offered only where tiles may be used.
     unsafe {
@@ -157,7 +164,7 @@ unsafe fn matmul<B: Blocks>(
                 let panels = (rows - first).min(16 * PANELS).div_ceil(16);
                 for at in 0..panels {
                     let r0 = first + at * 16;
-                    let from = w.as_ptr().add(r0 * blocks * B::BYTES);
+                    let from = w.data.as_ptr().add(r0 * blocks * B::BYTES);
                     unpack::<B>(from, (rows - r0).min(16), blocks, panel, at);
                 }
                 for (i, x) in x[..whole].chunks_exact(TOKENS).enumerate() {
@@ -173,26 +180,19 @@ unsafe fn matmul<B: Blocks>(
             asm!("tilerelease", options(nostack, preserves_flags, nomem));
         }
         let (x, out) = (&x[whole..], &mut out[whole * rows..]);
-        avx512::matmul::<B>(w, rows, cols, x, out, panel);
+        avx512::matmul::<B>(w, x, out, panel);
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,f16c,fma")]
-unsafe fn q8_0(w: &[u8], rows: usize, cols: usize, x: &[XRow], out: &mut [f32], panel: &mut Panel) {
+unsafe fn q8_0(w: Rows, x: &[XRow], out: &mut [f32], panel: &mut Panel) {
     // SAFETY: this function enables the instruction set.
-    unsafe { matmul::<Q8_0>(w, rows, cols, x, out, panel) }
+    unsafe { matmul::<Q8_0>(w, x, out, panel) }
 }
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,f16c,fma")]
-unsafe fn mxfp4(
-    w: &[u8],
-    rows: usize,
-    cols: usize,
-    x: &[XRow],
-    out: &mut [f32],
-    panel: &mut Panel,
-) {
+unsafe fn mxfp4(w: Rows, x: &[XRow], out: &mut [f32], panel: &mut Panel) {
     // SAFETY: as above.
-    unsafe { matmul::<Mxfp4>(w, rows, cols, x, out, panel) }
+    unsafe { matmul::<Mxfp4>(w, x, out, panel) }
 }
 
 /// Whether the processor has int8 tiles and the kernel lets this process use them (asked once).

@@ -260,6 +260,9 @@ impl Blocks for Q8_0 {
     }
 }
 
+/// Rows that weights are fetched ahead, into the second-level cache.
+const ROWS_AHEAD: usize = 2 * 4;
+
 /// Lane b, element r: the sum of the four dwords of lane b of `d[r]`.
 #[inline(always)]
 unsafe fn sum_dwords(d: [__m256i; 4]) -> __m256i {
@@ -268,27 +271,31 @@ unsafe fn sum_dwords(d: [__m256i; 4]) -> __m256i {
 }
 
 #[inline(always)]
-unsafe fn few<B: Blocks, const T: usize>(
-    w: &[u8],
-    rows: usize,
-    cols: usize,
-    x: &[XRow],
-    out: &mut [f32],
-) {
+unsafe fn few<B: Blocks, const T: usize>(w: Rows, x: &[XRow], out: &mut [f32]) {
     assert_eq!(x.len(), T);
-    let blocks = cols / BLOCK;
+    let (rows, blocks) = (w.rows, w.cols / BLOCK);
     let row_bytes = blocks * B::BYTES;
     for r0 in (0..rows).step_by(4) {
         let n = (rows - r0).min(4);
         // SAFETY: rows are clamped to the last, groups to the row's blocks; lengths by `check`.
         unsafe {
-            let row = |r: usize| w.as_ptr().add((r0 + r.min(n - 1)) * row_bytes);
+            let row = |r: usize| w.data.as_ptr().add((r0 + r.min(n - 1)) * row_bytes);
             let mut p = [row(0), row(1), row(2), row(3)];
             let mut acc = [[_mm_setzero_ps(); GROUP]; T];
+            // As in the AVX-512 kernel: the rows ahead line by line, then the next product's.
+            let row = r0 + ROWS_AHEAD;
+            let (from, row) = if row < rows {
+                (w.data, row)
+            } else {
+                (w.next, row - rows)
+            };
+            let ahead = from.as_ptr().wrapping_add(row * row_bytes);
             for g in 0..blocks.div_ceil(GROUP) {
                 let left = (blocks - g * GROUP).min(GROUP);
-                for p in &p {
-                    _mm_prefetch(p.wrapping_add(1024).cast(), _MM_HINT_T0);
+                let group_bytes = 4 * GROUP * B::BYTES;
+                for line in (0..group_bytes).step_by(64) {
+                    let at = ahead.wrapping_add(g * group_bytes + line);
+                    _mm_prefetch(at.cast(), _MM_HINT_T1);
                 }
                 let weights = [
                     B::unpack(p[0], left),
@@ -343,31 +350,31 @@ unsafe fn few<B: Blocks, const T: usize>(
 }
 
 #[inline(always)]
-unsafe fn matmul<B: Blocks>(w: &[u8], rows: usize, cols: usize, x: &[XRow], out: &mut [f32]) {
-    check(w, rows, cols, B::BYTES, x, out);
+unsafe fn matmul<B: Blocks>(w: Rows, x: &[XRow], out: &mut [f32]) {
+    check(w, B::BYTES, x, out);
     for (i, x) in x.chunks(4).enumerate() {
-        let out = &mut out[i * 4 * rows..];
+        let out = &mut out[i * 4 * w.rows..];
         // SAFETY: lengths are checked; the caller enables the instruction set.
         unsafe {
             match x.len() {
-                1 => few::<B, 1>(w, rows, cols, x, out),
-                2 => few::<B, 2>(w, rows, cols, x, out),
-                3 => few::<B, 3>(w, rows, cols, x, out),
-                _ => few::<B, 4>(w, rows, cols, x, out),
+                1 => few::<B, 1>(w, x, out),
+                2 => few::<B, 2>(w, x, out),
+                3 => few::<B, 3>(w, x, out),
+                _ => few::<B, 4>(w, x, out),
             }
         }
     }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn q8_0(w: &[u8], rows: usize, cols: usize, x: &[XRow], out: &mut [f32], _: &mut Panel) {
+unsafe fn q8_0(w: Rows, x: &[XRow], out: &mut [f32], _: &mut Panel) {
     // SAFETY: this function enables the instruction set.
-    unsafe { matmul::<Q8_0>(w, rows, cols, x, out) }
+    unsafe { matmul::<Q8_0>(w, x, out) }
 }
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn mxfp4(w: &[u8], rows: usize, cols: usize, x: &[XRow], out: &mut [f32], _: &mut Panel) {
+unsafe fn mxfp4(w: Rows, x: &[XRow], out: &mut [f32], _: &mut Panel) {
     // SAFETY: as above.
-    unsafe { matmul::<Mxfp4>(w, rows, cols, x, out) }
+    unsafe { matmul::<Mxfp4>(w, x, out) }
 }
 
 fn supported() -> bool {

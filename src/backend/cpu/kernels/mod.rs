@@ -78,8 +78,22 @@ impl Panel {
     }
 }
 
-/// `(weights, rows, cols, x, out, panel)`: `out[t * rows + r] = W[r] . x[t]`.
-type Matmul = unsafe fn(&[u8], usize, usize, &[XRow], &mut [f32], &mut Panel);
+/// Weight rows of a product: `rows * row_bytes` bytes, and those that the caller will read next,
+/// which kernels may fetch ahead.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    /// `[rows]` rows of `cols` values in the file's blocks.
+    pub data: &'a [u8],
+    /// The next product's rows; empty if unknown.
+    pub next: &'a [u8],
+    /// Rows of `data`.
+    pub rows: usize,
+    /// Values of a row.
+    pub cols: usize,
+}
+
+/// `(weights, x, out, panel)`: `out[t * rows + r] = W[r] . x[t]`.
+type Matmul = unsafe fn(Rows, &[XRow], &mut [f32], &mut Panel);
 
 /// `(x, quantized, scales, sums)`, see [`XRow`].
 type Quantize = unsafe fn(&[f32], &mut [i8], &mut [f32], &mut [i32]);
@@ -104,7 +118,7 @@ pub struct Kernels {
 /// Builds a [`Kernels`] table: the float algorithms over lanes `$lanes`, compiled with `$features`.
 macro_rules! kernels {
     ($name:literal, $lanes:ty, [$($feature:literal)?], $supported:expr, $q8_0:path, $mxfp4:path) => {
-        use crate::backend::cpu::kernels::{Kernels, Panel, XRow, attention, float};
+        use crate::backend::cpu::kernels::{Kernels, Panel, Rows, XRow, attention, float};
         $(#[target_feature(enable = $feature)])?
         unsafe fn rms_norm(x: &[f32], w: &[f32], eps: f32, out: &mut [f32]) {
             // SAFETY: this function enables the lanes' instruction set; so below.
@@ -131,19 +145,19 @@ macro_rules! kernels {
             unsafe { attention::merge::<$lanes>(into, part) }
         }
         $(#[target_feature(enable = $feature)])?
-        unsafe fn f32_rows(w: &[u8], rows: usize, cols: usize, x: &[XRow], out: &mut [f32], _: &mut Panel) {
+        unsafe fn f32_rows(w: Rows, x: &[XRow], out: &mut [f32], _: &mut Panel) {
             // SAFETY: as above.
-            unsafe { float::matmul::<$lanes, float::RowF32>(w, rows, cols, x, out) }
+            unsafe { float::matmul::<$lanes, float::RowF32>(w.data, w.rows, w.cols, x, out) }
         }
         $(#[target_feature(enable = $feature)])?
-        unsafe fn f16_rows(w: &[u8], rows: usize, cols: usize, x: &[XRow], out: &mut [f32], _: &mut Panel) {
+        unsafe fn f16_rows(w: Rows, x: &[XRow], out: &mut [f32], _: &mut Panel) {
             // SAFETY: as above.
-            unsafe { float::matmul::<$lanes, float::RowF16>(w, rows, cols, x, out) }
+            unsafe { float::matmul::<$lanes, float::RowF16>(w.data, w.rows, w.cols, x, out) }
         }
         $(#[target_feature(enable = $feature)])?
-        unsafe fn bf16_rows(w: &[u8], rows: usize, cols: usize, x: &[XRow], out: &mut [f32], _: &mut Panel) {
+        unsafe fn bf16_rows(w: Rows, x: &[XRow], out: &mut [f32], _: &mut Panel) {
             // SAFETY: as above.
-            unsafe { float::matmul::<$lanes, float::RowBF16>(w, rows, cols, x, out) }
+            unsafe { float::matmul::<$lanes, float::RowBF16>(w.data, w.rows, w.cols, x, out) }
         }
         /// This instruction set's kernels.
         pub static KERNELS: Kernels = Kernels {
@@ -210,18 +224,8 @@ impl Kernels {
         // SAFETY: see above the impl.
         unsafe { (self.merge)(into, part) }
     }
-    /// `out[t * rows + r] = W[r] . x[t]`; `w` holds `rows` rows of `cols` values in `format`.
-    #[allow(clippy::too_many_arguments)] // a product has that many
-    pub fn matmul(
-        &self,
-        format: Format,
-        w: &[u8],
-        rows: usize,
-        cols: usize,
-        x: &[XRow],
-        out: &mut [f32],
-        panel: &mut Panel,
-    ) {
+    /// `out[t * rows + r] = W[r] . x[t]`; `w` holds its rows in `format`.
+    pub fn matmul(&self, format: Format, w: Rows, x: &[XRow], out: &mut [f32], panel: &mut Panel) {
         let kernel = match format {
             Format::F32 => self.f32,
             Format::F16 => self.f16,
@@ -230,15 +234,16 @@ impl Kernels {
             Format::MXFP4 => self.mxfp4,
         };
         // SAFETY: see above the impl.
-        unsafe { kernel(w, rows, cols, x, out, panel) }
+        unsafe { kernel(w, x, out, panel) }
     }
 }
 
 /// What every quantized product checks before it uses pointers.
-fn check(w: &[u8], rows: usize, cols: usize, block_bytes: usize, x: &[XRow], out: &[f32]) {
-    assert!(cols.is_multiple_of(BLOCK) && w.len() == rows * (cols / BLOCK) * block_bytes);
-    assert_eq!(out.len(), rows * x.len());
-    let padded = (cols / BLOCK).next_multiple_of(GROUP);
+fn check(w: Rows, block_bytes: usize, x: &[XRow], out: &[f32]) {
+    let blocks = w.cols / BLOCK;
+    assert!(w.cols.is_multiple_of(BLOCK) && w.data.len() == w.rows * blocks * block_bytes);
+    assert_eq!(out.len(), w.rows * x.len());
+    let padded = blocks.next_multiple_of(GROUP);
     for x in x {
         assert!(x.q.len() == padded * BLOCK && x.scale.len() == padded && x.sum.len() == padded);
     }

@@ -158,9 +158,9 @@ impl Block for Mxfp4 {
     }
 }
 
-unsafe fn matmul<B: Block>(w: &[u8], rows: usize, cols: usize, x: &[XRow], out: &mut [f32]) {
-    check(w, rows, cols, B::BYTES, x, out);
-    let blocks = cols / BLOCK;
+unsafe fn matmul<B: Block>(w: Rows, x: &[XRow], out: &mut [f32]) {
+    check(w, B::BYTES, x, out);
+    let (rows, blocks) = (w.rows, w.cols / BLOCK);
     for r in 0..rows {
         for (i, x) in x.chunks(4).enumerate() {
             let mut acc = [[0f32; GROUP]; 4];
@@ -168,7 +168,8 @@ unsafe fn matmul<B: Block>(w: &[u8], rows: usize, cols: usize, x: &[XRow], out: 
                 let at = b / GROUP * GROUP * BLOCK + b % GROUP * 16;
                 // SAFETY: block b of row r, and of every x, by `check`; dotprod by `supported`.
                 unsafe {
-                    let (d, low, high) = B::unpack(w.as_ptr().add((r * blocks + b) * B::BYTES));
+                    let (d, low, high) =
+                        B::unpack(w.data.as_ptr().add((r * blocks + b) * B::BYTES));
                     for (t, x) in x.iter().enumerate() {
                         let q = x.q.as_ptr().add(at);
                         let dot = sdot(
@@ -188,13 +189,13 @@ unsafe fn matmul<B: Block>(w: &[u8], rows: usize, cols: usize, x: &[XRow], out: 
     }
 }
 
-unsafe fn q8_0(w: &[u8], rows: usize, cols: usize, x: &[XRow], out: &mut [f32], _: &mut Panel) {
+unsafe fn q8_0(w: Rows, x: &[XRow], out: &mut [f32], _: &mut Panel) {
     // SAFETY: the table is offered only where `supported`.
-    unsafe { matmul::<Q8_0>(w, rows, cols, x, out) }
+    unsafe { matmul::<Q8_0>(w, x, out) }
 }
-unsafe fn mxfp4(w: &[u8], rows: usize, cols: usize, x: &[XRow], out: &mut [f32], _: &mut Panel) {
+unsafe fn mxfp4(w: Rows, x: &[XRow], out: &mut [f32], _: &mut Panel) {
     // SAFETY: as above.
-    unsafe { matmul::<Mxfp4>(w, rows, cols, x, out) }
+    unsafe { matmul::<Mxfp4>(w, x, out) }
 }
 
 fn supported() -> bool {

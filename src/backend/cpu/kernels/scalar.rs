@@ -51,11 +51,11 @@ pub fn mxfp4_scale(e: u8) -> f32 {
     f32::from_bits(u32::from(e.saturating_sub(1)) << 23)
 }
 
-fn matmul<B: Block>(w: &[u8], rows: usize, cols: usize, x: &[super::XRow], out: &mut [f32]) {
-    check(w, rows, cols, B::BYTES, x, out);
-    let row_bytes = cols / BLOCK * B::BYTES;
+fn matmul<B: Block>(w: Rows, x: &[XRow], out: &mut [f32]) {
+    check(w, B::BYTES, x, out);
+    let (rows, row_bytes) = (w.rows, w.cols / BLOCK * B::BYTES);
     for r in 0..rows {
-        let row = &w[r * row_bytes..(r + 1) * row_bytes];
+        let row = &w.data[r * row_bytes..(r + 1) * row_bytes];
         for (t, x) in x.iter().enumerate() {
             let mut acc = [0f32; GROUP];
             for (b, block) in row.chunks_exact(B::BYTES).enumerate() {
@@ -74,11 +74,11 @@ fn matmul<B: Block>(w: &[u8], rows: usize, cols: usize, x: &[super::XRow], out: 
     }
 }
 
-unsafe fn q8_0(w: &[u8], rows: usize, cols: usize, x: &[XRow], out: &mut [f32], _: &mut Panel) {
-    matmul::<Q8_0>(w, rows, cols, x, out);
+unsafe fn q8_0(w: Rows, x: &[XRow], out: &mut [f32], _: &mut Panel) {
+    matmul::<Q8_0>(w, x, out);
 }
-unsafe fn mxfp4(w: &[u8], rows: usize, cols: usize, x: &[XRow], out: &mut [f32], _: &mut Panel) {
-    matmul::<Mxfp4>(w, rows, cols, x, out);
+unsafe fn mxfp4(w: Rows, x: &[XRow], out: &mut [f32], _: &mut Panel) {
+    matmul::<Mxfp4>(w, x, out);
 }
 
 super::kernels!("scalar", Array, [], || true, q8_0, mxfp4);

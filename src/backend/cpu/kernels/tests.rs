@@ -134,6 +134,12 @@ fn products_agree_bit_for_bit_on_every_instruction_set_and_batch_size() {
             let mut random = Random(seed);
             let cols = blocks * BLOCK;
             let w = weights(&mut random, format, rows, cols);
+            let w_rows = Rows {
+                data: &w,
+                next: &[],
+                rows,
+                cols,
+            };
             let scalar = &scalar::KERNELS;
             let x: Vec<_> = (0..tokens)
                 .map(|_| Activations::new(scalar, random.floats(cols)))
@@ -141,15 +147,15 @@ fn products_agree_bit_for_bit_on_every_instruction_set_and_batch_size() {
             let x: Vec<_> = x.iter().map(Activations::row).collect();
             let mut panel = Panel::new(cols);
             let mut expected = vec![0.0; rows * tokens];
-            scalar.matmul(format, &w, rows, cols, &x, &mut expected, &mut panel);
+            scalar.matmul(format, w_rows, &x, &mut expected, &mut panel);
             for kernels in others() {
                 let mut out = vec![f32::NAN; rows * tokens];
-                kernels.matmul(format, &w, rows, cols, &x, &mut out, &mut panel);
+                kernels.matmul(format, w_rows, &x, &mut out, &mut panel);
                 assert_eq!(bits(&out), bits(&expected), "{} {format:?}", kernels.name);
                 // Each token alone, whatever its company was.
                 for t in 0..tokens {
                     let mut out = vec![f32::NAN; rows];
-                    kernels.matmul(format, &w, rows, cols, &x[t..t + 1], &mut out, &mut panel);
+                    kernels.matmul(format, w_rows, &x[t..t + 1], &mut out, &mut panel);
                     assert_eq!(
                         bits(&out),
                         bits(&expected[t * rows..(t + 1) * rows]),
@@ -172,19 +178,17 @@ fn products_are_exact_sums_of_dequantized_weights() {
             let mut random = Random(seed);
             let cols = blocks * BLOCK;
             let w = weights(&mut random, format, rows, cols);
+            let w_rows = Rows {
+                data: &w,
+                next: &[],
+                rows,
+                cols,
+            };
             let mut values = vec![0.0; rows * cols];
             crate::quant::dequantize(kind, &w, &mut values);
             let x = Activations::new(&scalar::KERNELS, random.floats(cols));
             let mut out = vec![0.0; rows];
-            scalar::KERNELS.matmul(
-                format,
-                &w,
-                rows,
-                cols,
-                &[x.row()],
-                &mut out,
-                &mut Panel::new(cols),
-            );
+            scalar::KERNELS.matmul(format, w_rows, &[x.row()], &mut out, &mut Panel::new(cols));
             for r in 0..rows {
                 let (mut exact, mut size) = (0f64, 0f64);
                 for c in 0..cols {

@@ -3,7 +3,7 @@
 #![allow(clippy::needless_range_loop)] // several arrays are walked together
 
 use super::blocks::Blocks;
-use crate::backend::cpu::kernels::{BLOCK, GROUP, Panel, XRow};
+use crate::backend::cpu::kernels::{BLOCK, GROUP, Panel, Rows, XRow};
 use std::arch::x86_64::*;
 
 /// Lane b, element r: the sum of the four dwords of lane b of `d[r]`.
@@ -23,8 +23,10 @@ unsafe fn sum_dwords(d: [__m512i; 4]) -> __m512i {
     }
 }
 
-/// Bytes ahead that a row is prefetched: hardware prefetchers stop at page ends.
-const AHEAD: usize = 6144;
+/// Groups of four rows that weights are fetched ahead, into the second-level cache. The processor's
+/// own prefetchers stop at page ends and lose four interleaved streams; the first-level cache can
+/// wait for too few lines at a time to keep memory busy.
+const ROWS_AHEAD: usize = 2 * 4;
 
 /// Spreads a token's bias corrections and scales over lanes, four equal ones a block, into the
 /// panel's memory: `[groups]` of 16 i32, then `[groups]` of 16 f32.
@@ -90,15 +92,13 @@ unsafe fn few_group<B: Blocks, const T: usize>(
 /// AVX-512 is enabled, and the lengths have passed `check`.
 #[inline(always)]
 pub unsafe fn few<B: Blocks, const T: usize>(
-    w: &[u8],
-    rows: usize,
-    cols: usize,
+    w: Rows,
     x: &[XRow],
     out: &mut [f32],
     panel: &mut Panel,
 ) {
     assert_eq!(x.len(), T);
-    let blocks = cols / BLOCK;
+    let (rows, blocks) = (w.rows, w.cols / BLOCK);
     let groups = blocks.div_ceil(GROUP);
     assert!(panel.weights.len() >= groups * 2 * T);
     let row_bytes = blocks * B::BYTES;
@@ -113,15 +113,23 @@ pub unsafe fn few<B: Blocks, const T: usize>(
         let n = (rows - r0).min(4);
         // SAFETY: rows are clamped to the last, groups to the row's blocks; lengths by `check`.
         unsafe {
-            let row = |r: usize| w.as_ptr().add((r0 + r.min(n - 1)) * row_bytes);
+            let row = |r: usize| w.data.as_ptr().add((r0 + r.min(n - 1)) * row_bytes);
             let mut p = [row(0), row(1), row(2), row(3)];
             let mut acc = [_mm512_setzero_ps(); T];
+            // Rows lie one after the other, so the rows ahead are walked line by line; past the
+            // last they are the next product's.
+            let row = r0 + ROWS_AHEAD;
+            let (from, row) = if row < rows {
+                (w.data, row)
+            } else {
+                (w.next, row - rows)
+            };
+            let ahead = from.as_ptr().wrapping_add(row * row_bytes);
             for g in 0..blocks / GROUP {
-                for p in &mut p {
-                    _mm_prefetch(p.wrapping_add(AHEAD).cast(), _MM_HINT_T0);
-                    if B::BYTES > 17 {
-                        _mm_prefetch(p.wrapping_add(AHEAD + 64).cast(), _MM_HINT_T0);
-                    }
+                let group_bytes = 4 * GROUP * B::BYTES;
+                for line in (0..group_bytes).step_by(64) {
+                    let at = ahead.wrapping_add(g * group_bytes + line);
+                    _mm_prefetch(at.cast(), _MM_HINT_T1);
                 }
                 few_group::<B, T>(p, GROUP, g, groups, &q, spread_to, &mut acc);
                 for p in &mut p {

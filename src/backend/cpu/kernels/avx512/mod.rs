@@ -25,49 +25,35 @@ const PANEL_FROM: usize = 6;
 /// # Safety
 /// [`supported`], in a function that enables the instruction set.
 #[inline(always)]
-pub unsafe fn matmul<B: Blocks>(
-    w: &[u8],
-    rows: usize,
-    cols: usize,
-    x: &[XRow],
-    out: &mut [f32],
-    panel: &mut Panel,
-) {
-    check(w, rows, cols, B::BYTES, x, out);
+pub unsafe fn matmul<B: Blocks>(w: Rows, x: &[XRow], out: &mut [f32], panel: &mut Panel) {
+    check(w, B::BYTES, x, out);
     // SAFETY: lengths are checked; the caller enables the instruction set.
     unsafe {
         if x.len() < PANEL_FROM {
             for (i, x) in x.chunks(4).enumerate() {
-                let out = &mut out[i * 4 * rows..];
+                let out = &mut out[i * 4 * w.rows..];
                 match x.len() {
-                    1 => few::<B, 1>(w, rows, cols, x, out, panel),
-                    2 => few::<B, 2>(w, rows, cols, x, out, panel),
-                    3 => few::<B, 3>(w, rows, cols, x, out, panel),
-                    _ => few::<B, 4>(w, rows, cols, x, out, panel),
+                    1 => few::<B, 1>(w, x, out, panel),
+                    2 => few::<B, 2>(w, x, out, panel),
+                    3 => few::<B, 3>(w, x, out, panel),
+                    _ => few::<B, 4>(w, x, out, panel),
                 }
             }
             return;
         }
-        many::<B>(w, rows, cols, x, out, panel);
+        many::<B>(w, x, out, panel);
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,f16c,fma")]
-unsafe fn q8_0(w: &[u8], rows: usize, cols: usize, x: &[XRow], out: &mut [f32], panel: &mut Panel) {
+unsafe fn q8_0(w: Rows, x: &[XRow], out: &mut [f32], panel: &mut Panel) {
     // SAFETY: this function enables the instruction set.
-    unsafe { matmul::<Q8_0>(w, rows, cols, x, out, panel) }
+    unsafe { matmul::<Q8_0>(w, x, out, panel) }
 }
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,f16c,fma")]
-unsafe fn mxfp4(
-    w: &[u8],
-    rows: usize,
-    cols: usize,
-    x: &[XRow],
-    out: &mut [f32],
-    panel: &mut Panel,
-) {
+unsafe fn mxfp4(w: Rows, x: &[XRow], out: &mut [f32], panel: &mut Panel) {
     // SAFETY: as above.
-    unsafe { matmul::<Mxfp4>(w, rows, cols, x, out, panel) }
+    unsafe { matmul::<Mxfp4>(w, x, out, panel) }
 }
 
 /// Whether this machine has all of it.

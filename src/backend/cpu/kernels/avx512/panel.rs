@@ -3,7 +3,7 @@
 #![allow(clippy::needless_range_loop)] // several arrays are walked together
 
 use super::blocks::Blocks;
-use crate::backend::cpu::kernels::{BLOCK, GROUP, Panel, XRow};
+use crate::backend::cpu::kernels::{BLOCK, GROUP, Panel, Rows, XRow};
 use std::arch::x86_64::*;
 
 /// Unpacks `n` (1..=16) rows at `w` into panel `at` of the panel's memory; rows past `n` repeat the
@@ -146,21 +146,20 @@ pub unsafe fn store<const T: usize>(tile: [__m512; T], out: &mut [f32], rows: us
 /// # Safety
 /// AVX-512 with VBMI is enabled, and the lengths have passed `check`.
 #[inline(always)]
-pub unsafe fn many<B: Blocks>(
-    w: &[u8],
-    rows: usize,
-    cols: usize,
-    x: &[XRow],
-    out: &mut [f32],
-    panel: &mut Panel,
-) {
-    let (blocks, bias) = (cols / BLOCK, B::BIAS);
+pub unsafe fn many<B: Blocks>(w: Rows, x: &[XRow], out: &mut [f32], panel: &mut Panel) {
+    let (rows, blocks, bias) = (w.rows, w.cols / BLOCK, B::BIAS);
     for r0 in (0..rows).step_by(16) {
         let n = (rows - r0).min(16);
         let mask = (!0u16) >> (16 - n);
         // SAFETY: rows r0..r0 + n lie in w, by `check`; the caller enables the instruction set.
         unsafe {
-            unpack::<B>(w.as_ptr().add(r0 * blocks * B::BYTES), n, blocks, panel, 0);
+            unpack::<B>(
+                w.data.as_ptr().add(r0 * blocks * B::BYTES),
+                n,
+                blocks,
+                panel,
+                0,
+            );
             for (i, x) in x.chunks(8).enumerate() {
                 let out = &mut out[i * 8 * rows + r0..];
                 match x.len() {
