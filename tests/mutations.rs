@@ -18,7 +18,7 @@ use std::sync::Arc;
 type Mutation = (&'static str, fn(&mut Model));
 
 /// Mistakes in what is computed.
-const MISTAKES: [Mutation; 8] = [
+const MISTAKES: [Mutation; 7] = [
     ("window shorter by 1", |m| m.config.window -= 1),
     ("window longer by 1", |m| m.config.window += 1),
     ("no sink", |m| {
@@ -32,7 +32,6 @@ const MISTAKES: [Mutation; 8] = [
     }),
     ("top-3", |m| m.config.experts_used = 3),
     ("no clamp", |m| m.config.swiglu_limit = f32::INFINITY),
-    ("rounded YaRN", |m| m.config.rope.rounded = true),
     ("no YaRN", |m| m.config.rope.factor = 1.0),
 ];
 
@@ -43,10 +42,14 @@ fn test_forward_pass_fails_on_a_wrong_model() {
     golden
         .check_forward_pass(golden.tiny.load())
         .expect("the model as it is passes");
-    let scales: Mutation = ("Q8 scales of the LM head off by one ulp", |m| {
-        next_scale(&mut m.weights.output, 0..m.config.vocab);
-    });
-    for (mistake, make) in MISTAKES.into_iter().chain([scales]) {
+    // Small ones, that only f32 agreement shows.
+    let small: [Mutation; 2] = [
+        ("rounded YaRN", |m| m.config.rope.rounded = true),
+        ("Q8 scales of the LM head off by one ulp", |m| {
+            next_scale(&mut m.weights.output, 0..m.config.vocab);
+        }),
+    ];
+    for (mistake, make) in MISTAKES.into_iter().chain(small) {
         let mut model = golden.tiny.load();
         make(&mut model);
         let verdict = golden.check_forward_pass(model);
@@ -69,7 +72,7 @@ fn test_loaded_weights_fails_on_one_wrong_scale() {
     check_weights(&tiny, &model).expect_err("a scale off by one ulp");
 }
 
-/// `every_format_is_near_the_reference` notices the same mistakes in the fast CPU path, on any
+/// `every_format_is_near_the_reference` notices those mistakes in the fast CPU path, on any
 /// instruction set.
 #[test]
 fn test_near_the_reference_fails_on_a_wrong_cpu_path() {

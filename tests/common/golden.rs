@@ -161,7 +161,7 @@ pub fn check_near(
 pub fn most_error(format: Format) -> f64 {
     match format {
         Format::Q8_0 | Format::MXFP4 => 2e-2,
-        Format::F32 | Format::F16 | Format::BF16 => 5e-4,
+        Format::F32 | Format::F16 | Format::BF16 => 2e-3,
     }
 }
 

@@ -117,13 +117,13 @@ pub fn run(args: Args) -> Result<()> {
     }
     // Before the bandwidth's own buffer counts.
     let peak_memory = machine::peak_memory();
-    let other_load = watch.stop();
     spinner.set_message("reading memory");
     let threads = match common.threads {
         0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
         n => n,
     };
     let bandwidth = measure_bandwidth(&gguf, threads)?;
+    let other_load = watch.stop();
     spinner.finish_and_clear();
     let report = Report {
         model: model.config.name.clone(),
@@ -146,7 +146,7 @@ fn measure_bandwidth(gguf: &crate::gguf::Gguf, threads: usize) -> Result<Bandwid
     let free = machine::available_memory().unwrap_or(1 << 30);
     let size = (free / 4).clamp(64 << 20, 1 << 30) as usize;
     let buffer = bandwidth::Buffer::new(size, threads)?;
-    let memory = bandwidth::read(buffer.bytes(), threads, 5);
+    let memory = bandwidth::read(buffer.bytes(), threads, 8);
     let mapping = gguf
         .files
         .iter()
@@ -155,7 +155,7 @@ fn measure_bandwidth(gguf: &crate::gguf::Gguf, threads: usize) -> Result<Bandwid
     let mapping = mapping.filter(|map| map.len() >= LARGE_MAPPING);
     let mapping = mapping.map(|map| {
         let part = &map[..map.len().min(4 * LARGE_MAPPING)];
-        bandwidth::read(part, threads, 3)
+        bandwidth::read(part, threads, 4)
     });
     Ok(Bandwidth {
         threads,

@@ -154,6 +154,13 @@ impl Report {
                 share
             ));
         }
+        if self.bandwidth.mapping.is_none() {
+            lines.push(
+                "(This model is small enough to stay partly in caches: its shares of memory's bandwidth \
+                 say little.)"
+                    .into(),
+            );
+        }
         if let Some(micro) = &self.micro {
             lines.push(String::new());
             lines.extend(micro.lines());
