@@ -14,6 +14,7 @@ pub mod gguf;
 pub mod harmony;
 pub mod hub;
 pub mod kv;
+pub mod machine;
 pub mod quant;
 pub mod sampler;
 pub mod synth;

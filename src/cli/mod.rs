@@ -10,7 +10,6 @@ mod bench;
 mod chat;
 pub mod inspect;
 mod interrupt;
-mod machine;
 pub mod model;
 mod npy;
 mod pull;

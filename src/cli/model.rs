@@ -1,12 +1,12 @@
 //! The flags that every command which runs a model shares, and how they become a model.
 
-use super::{Usage, machine};
+use super::Usage;
 use crate::{
     backend::{self, Backend, KV_BLOCK, Limits, Options},
     config::Config,
     engine::NativeEngine,
     gguf::Gguf,
-    hub,
+    hub, machine,
     tokenizer::Tokenizer,
     weights::Model,
 };

@@ -6,7 +6,10 @@
 #![allow(unsafe_code)] // madvise
 
 use super::threads::{Pool, Queue};
-use crate::weights::{Matrix, Weights};
+use crate::{
+    machine,
+    weights::{Matrix, Weights},
+};
 
 /// Bytes of one call, so that threads share the work.
 const PIECE: usize = 16 << 20;
@@ -19,7 +22,7 @@ pub fn touch(weights: &Weights, pool: &Pool) {
         total += m.data.len();
         pieces.extend(m.data.chunks(PIECE));
     }
-    if available_memory().is_some_and(|free| free < total) {
+    if machine::available_memory().is_some_and(|free| free < total as u64) {
         return;
     }
     let queue = Queue::default();
@@ -60,20 +63,3 @@ fn populate(bytes: &[u8]) {
 
 #[cfg(not(target_os = "linux"))]
 fn populate(_bytes: &[u8]) {}
-
-/// Bytes that can be had without swapping, the page cache included.
-#[cfg(target_os = "linux")]
-fn available_memory() -> Option<usize> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
-    line.split_whitespace()
-        .nth(1)?
-        .parse::<usize>()
-        .ok()?
-        .checked_mul(1024)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn available_memory() -> Option<usize> {
-    None
-}

@@ -7,12 +7,12 @@ mod micro;
 mod report;
 
 use super::{
-    Usage, machine,
+    Usage,
     model::{Common, Loaded, positive},
 };
 use crate::{
     backend::{Backend, Batch, LogitRows, Segment},
-    bandwidth,
+    bandwidth, machine,
     sampler::{Sampler, Sampling},
     tokenizer::{TokenKind, Tokenizer},
 };

@@ -1,7 +1,7 @@
 //! What `bench` found, as a table for people or JSON for programs.
 
 use super::{Test, micro::Micro};
-use crate::{cli::machine::OtherLoad, hub::human};
+use crate::{hub::human, machine::OtherLoad};
 use anyhow::Result;
 use serde_json::{Value, json};
 use std::{io::Write, time::Duration};

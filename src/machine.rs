@@ -11,7 +11,11 @@ pub fn available_memory() -> Option<u64> {
     let mut system = System::new();
     system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
     let free = system.available_memory();
-    let limit = system.cgroup_limits().map_or(u64::MAX, |c| c.free_memory);
+    // A container's free memory leaves out its page cache, which can be had back: mapped models
+    // would count against themselves.
+    let limit = system
+        .cgroup_limits()
+        .map_or(u64::MAX, |c| c.total_memory.saturating_sub(c.rss));
     Some(free.min(limit)).filter(|&bytes| bytes > 0)
 }
 
