@@ -5,19 +5,19 @@ use super::kernels::{self, BLOCK, GROUP, Panel, Rows, XRow};
 use crate::weights::Format;
 use std::time::{Duration, Instant};
 
-/// One kernel's speed.
+/// One product kernel's speed on one thread.
 #[derive(Debug, Clone, serde::Serialize)]
-pub struct Micro {
+pub struct KernelSpeed {
     /// Instruction set.
     pub isa: &'static str,
     /// Weight format.
     pub format: &'static str,
     /// Tokens that share the weights.
     pub tokens: usize,
-    /// Weight bytes consumed, 1e9 a second.
-    pub gb_per_s: f64,
-    /// Multiplications and additions, 1e9 a second.
-    pub gop_per_s: f64,
+    /// Weight bytes consumed a second.
+    pub bytes_per_s: f64,
+    /// Multiplications and additions a second.
+    pub ops_per_s: f64,
 }
 
 /// Weight rows of a measurement: with 2880 columns they fit the second-level cache.
@@ -25,7 +25,7 @@ const ROWS: usize = 64;
 const COLS: usize = 2880;
 
 /// Measures every instruction set of this machine, each figure taking about `each`.
-pub fn measure(each: Duration) -> Vec<Micro> {
+pub fn measure(each: Duration) -> Vec<KernelSpeed> {
     let mut results = Vec::new();
     for kernels in kernels::available() {
         for format in [Format::MXFP4, Format::Q8_0, Format::F32] {
@@ -81,13 +81,13 @@ pub fn measure(each: Duration) -> Vec<Micro> {
                     run();
                     rounds += 1;
                 }
-                let per_s = f64::from(rounds) / start.elapsed().as_secs_f64() / 1e9;
-                results.push(Micro {
+                let per_s = f64::from(rounds) / start.elapsed().as_secs_f64();
+                results.push(KernelSpeed {
                     isa: kernels.name,
                     format: format.name(),
                     tokens,
-                    gb_per_s: per_s * w.len() as f64,
-                    gop_per_s: per_s * (2 * ROWS * COLS * tokens) as f64,
+                    bytes_per_s: per_s * w.len() as f64,
+                    ops_per_s: per_s * (2 * ROWS * COLS * tokens) as f64,
                 });
             }
         }

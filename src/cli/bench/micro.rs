@@ -1,6 +1,7 @@
-//! What stands beside the model: tokenizer, Harmony parser, sampler.
+//! The parts by themselves: tokenizer, Harmony parser, sampler, and the CPU's product kernels.
 
 use crate::{
+    backend::cpu::micro::{self, KernelSpeed},
     cli::model::Loaded,
     harmony::{Parser, ToolNames},
     sampler::{Sampler, Sampling},
@@ -13,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Times of the best of a few rounds.
+/// Times of the best of a few rounds, and the kernels' speeds.
 pub struct Micro {
     tokenizer_build: Duration,
     /// To encode [`Micro::text_bytes`] of mixed text.
@@ -25,9 +26,12 @@ pub struct Micro {
     vocab: usize,
     /// To choose one token by each way of sampling.
     samples: Vec<(&'static str, Duration)>,
+    kernels: Vec<KernelSpeed>,
 }
 
 const ROUNDS: usize = 5;
+/// Time for each kernel's figure.
+const KERNEL_TIME: Duration = Duration::from_millis(50);
 
 /// Measures all of it.
 pub fn measure(loaded: &Loaded) -> Result<Micro> {
@@ -121,6 +125,7 @@ pub fn measure(loaded: &Loaded) -> Result<Micro> {
         parse,
         vocab,
         samples: samples.collect(),
+        kernels: micro::measure(KERNEL_TIME),
     })
 }
 
@@ -148,6 +153,7 @@ impl Micro {
             "encode_tokens": self.text_tokens,
             "parse_s": self.parse.as_secs_f64(),
             "sample_s": samples,
+            "kernels": self.kernels,
         })
     }
 
@@ -169,6 +175,22 @@ impl Micro {
                 "sampler: {:.0} us, {name}, of {} logits",
                 time.as_secs_f64() * 1e6,
                 self.vocab
+            )
+        }));
+        lines.push(String::new());
+        lines.push("kernels alone, one thread, weights in the caches:".into());
+        lines.push(format!(
+            "{:<8} {:<6} {:>6} {:>7} {:>7}",
+            "ISA", "format", "tokens", "GB/s", "GOP/s"
+        ));
+        lines.extend(self.kernels.iter().map(|kernel| {
+            format!(
+                "{:<8} {:<6} {:>6} {:>7.2} {:>7.1}",
+                kernel.isa,
+                kernel.format,
+                kernel.tokens,
+                kernel.bytes_per_s / 1e9,
+                kernel.ops_per_s / 1e9
             )
         }));
         lines

@@ -48,7 +48,7 @@ pub struct Args {
     /// Runs of each test
     #[arg(short, long, default_value_t = 3, value_name = "N", value_parser = positive)]
     repeat: usize,
-    /// Also measure what stands beside the model: tokenizer, Harmony, sampler
+    /// Also measure the parts by themselves: tokenizer, Harmony, sampler, product kernels
     #[arg(long)]
     micro: bool,
     /// Print one JSON object instead of a table
@@ -80,7 +80,7 @@ pub struct Test {
 /// Measures and reports.
 pub fn run(args: Args) -> Result<()> {
     let deepest = args.depth.iter().max().copied().unwrap_or(0);
-    let needed = deepest + args.prompt.max(args.tokens).max(1);
+    let needed = deepest.saturating_add(args.prompt.max(args.tokens).max(1));
     let mut common = args.common.clone();
     match common.ctx_size {
         Some(size) if size < needed => {
