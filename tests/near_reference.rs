@@ -111,9 +111,10 @@ fn long_contexts_are_near_the_reference() {
     }
 }
 
-/// Scales at their greatest overflow f32. The logits are worthless then, but no back end panics.
+/// Scales at their greatest overflow f32. No back end panics, and none makes plausible logits of it:
+/// what is not finite is still not finite at the end, where the sampler says so.
 #[test]
-fn weights_that_overflow_panic_nowhere() {
+fn weights_that_overflow_are_seen_and_panic_nowhere() {
     let mut random = Random(fresh_seed());
     let mut model = random_model(&mut random, odd_shape(), &[Format::Q8_0], &[Format::MXFP4]);
     let (ids, down) = (
@@ -130,6 +131,38 @@ fn weights_that_overflow_panic_nowhere() {
         "nothing overflowed"
     );
     for name in cpu_backends() {
-        assert_eq!(score_with(&name, &model, &ids).len(), ids.len(), "{name}");
+        let logits = score_with(&name, &model, &ids);
+        assert_eq!(logits.len(), ids.len(), "{name}");
+        let finite = |row: &[f32]| row.iter().all(|x| x.is_finite());
+        for (position, (row, exact)) in logits.iter().zip(&reference).enumerate() {
+            assert!(
+                finite(exact) || !finite(row),
+                "{name}, position {position}: an overflow has become finite logits"
+            );
+        }
+    }
+}
+
+/// A sequence that has overflowed leaves nothing behind for the next one in its place.
+#[test]
+fn an_overflow_does_not_outlive_its_sequence() {
+    let mut random = Random(fresh_seed());
+    let mut model = random_model(&mut random, odd_shape(), &[Format::F32], &[Format::MXFP4]);
+    let embedding = &mut model.weights.token_embd;
+    let mut data = embedding.data.to_vec();
+    let row = embedding.format.row_bytes(embedding.cols);
+    data[7 * row..7 * row + 4].copy_from_slice(&f32::INFINITY.to_le_bytes());
+    embedding.data = Bytes::Owned(data.into());
+    let model = Arc::new(model);
+    let broken = vec![7; 60];
+    let mut good = random.tokens(37, 203);
+    good.iter_mut().for_each(|id| *id += u32::from(*id == 7));
+    for name in cpu_backends() {
+        let mut backend = common::open(&model, &name, 1, 60);
+        let rows = score(&mut *backend, &broken, 60);
+        assert!(!rows[59].iter().any(|x| x.is_finite()), "{name}");
+        let again = score(&mut *backend, &good, 37);
+        assert_eq!(again, score_with(&name, &model, &good), "{name}");
+        assert!(again.iter().flatten().all(|x| x.is_finite()), "{name}");
     }
 }

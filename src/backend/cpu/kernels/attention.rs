@@ -74,6 +74,14 @@ pub unsafe fn attend<V: F32x16>(
             V::load_f16(k.as_ptr().add(i)).store(tile.keys.as_mut_ptr().add(i));
             V::load_f16(v.as_ptr().add(i)).store(tile.values.as_mut_ptr().add(i));
         }
+        let seen = tile.visible[..rows].iter();
+        let (start, end) = seen.fold((usize::MAX, 0), |(s, e), v| (s.min(v.0), e.max(v.1)));
+        if start > position || end < position + STEP {
+            // What no row sees is another's: a NaN there would outlive its weight of 0.
+            for p in (0..STEP).filter(|p| !(start..end).contains(&(position + p))) {
+                tile.values[p * d..(p + 1) * d].fill(0.0);
+            }
+        }
         for first in (0..rows).step_by(4) {
             let n = (rows - first).min(4);
             let visible = &tile.visible[first..first + n];

@@ -1,4 +1,4 @@
-//! Float kernels over sixteen lanes: normalization, quantization of activations, SwiGLU, RoPE and
+//! Float kernels over sixteen lanes: normalization, quantization of activations, SwiGLU and
 //! products with F32, F16 and BF16 matrices. Sums over k go lane by lane, 16 at a time, and end in
 //! one fixed tree, so a row's result does not depend on its company.
 #![allow(unsafe_code)] // generic over intrinsics
@@ -71,8 +71,10 @@ pub unsafe fn quantize<V: F32x16>(x: &[f32], q: &mut [i8], scale: &mut [f32], su
             );
             low.store_i8(q.as_mut_ptr().add(at));
             high.store_i8(q.as_mut_ptr().add(at + 64));
-            scale[b] = d;
-            sum[b] = low.add(high).sum() as i32; // exact: below 2^24
+            let total = low.add(high).sum(); // exact: below 2^24
+            sum[b] = total as i32;
+            // An infinity or NaN has no int8: it makes the block's products NaN, never a silent zero.
+            scale[b] = if total.is_nan() { f32::NAN } else { d };
         }
     }
 }
