@@ -95,10 +95,14 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// `"type": ["array", "null"]`: bare names, except where the schema says more about one.
+    /// `"type": ["array", "null"]`: bare names, except where the schema says more about one. A name
+    /// counts once: written out again, nested ones would double at every level.
     fn any_type(&mut self, schema: &'a Value, names: &[&str], indent: &str) -> String {
         let mut types: Vec<String> = Vec::with_capacity(names.len());
-        for &name in names {
+        for (i, &name) in names.iter().enumerate() {
+            if names[..i].contains(&name) {
+                continue;
+            }
             types.push(match name {
                 "integer" => "number".into(),
                 "string" => string(schema),

@@ -357,6 +357,14 @@ fn references_are_followed_but_never_forever() {
     assert!(text.len() < 1 << 20, "{} bytes", text.len());
     assert!(text.contains("any /* D"), "what is left out is said");
 
+    // A type named twice at each of 30 levels: 2^30 if written twice.
+    let mut twice = json!({"type": "string"});
+    for _ in 0..30 {
+        twice = json!({"type": ["object", "object"], "properties": {"x": twice}});
+    }
+    let text = shown(twice);
+    assert_eq!(text.matches("string").count(), 1, "{text}");
+
     // Nested deeper than anyone means.
     let mut deep = json!({"type": "string"});
     for _ in 0..500 {
