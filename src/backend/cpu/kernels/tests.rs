@@ -112,7 +112,9 @@ fn check(cases: u32, test: impl Fn(u64, usize, usize, usize)) {
         failure_persistence: None,
         ..Default::default()
     });
-    let input = (any::<u64>(), 1usize..40, 1usize..9, 1usize..20);
+    // Past every width at which a kernel changes its way: 64 rows, 12 blocks, 32 tokens.
+    let blocks = prop_oneof![1usize..9, 9usize..30];
+    let input = (any::<u64>(), 1usize..80, blocks, 1usize..40);
     runner
         .run(&input, |(seed, rows, blocks, tokens)| {
             test(seed, rows, blocks, tokens);
