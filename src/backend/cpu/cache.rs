@@ -47,8 +47,10 @@ unsafe impl Sync for Cache {}
 impl Cache {
     /// Maps room for `limits`.
     pub fn new(config: &Config, limits: Limits) -> Result<Cache> {
-        // Steps that 32 consecutive rows of one step can see: the window, rounded up, and their own.
-        let ring_steps = (config.window - 1).div_ceil(STEP) + 1;
+        // Steps that 32 consecutive rows of one step can see: the window, rounded up, and their own;
+        // of a window longer than any sequence only what can be filled.
+        let window = config.window.min(limits.kv_blocks.saturating_mul(KV_BLOCK));
+        let ring_steps = window.saturating_sub(1).div_ceil(STEP) + 1;
         let step_bytes = config.kv_heads * 2 * STEP * config.head_dim * 2;
         let map = |steps: usize| -> Result<MmapMut> {
             let bytes = steps
