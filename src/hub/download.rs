@@ -331,10 +331,11 @@ fn attempt(
             Ok(n) => n,
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
             Err(e) => {
-                return Err(Failure::lost(anyhow!(e).context(format!(
-                    "lost the connection at byte {}",
+                // By its text: a broken pipe here is not one of stdout.
+                return Err(Failure::lost(anyhow!(
+                    "lost the connection at byte {}: {e}",
                     partial.length
-                ))));
+                )));
             }
         };
         if n == 0 {

@@ -94,7 +94,7 @@ impl Client {
         let body = response.body_mut().as_reader();
         body.take(LISTING_LIMIT + 1)
             .read_to_end(&mut text)
-            .map_err(|e| Failure::lost(anyhow!(e).context(url.clone())))?;
+            .map_err(|e| Failure::lost(anyhow!("{url}: {e}")))?;
         let parsed: Result<Listing> = if text.len() as u64 > LISTING_LIMIT {
             Err(anyhow!("it is longer than {LISTING_LIMIT} bytes"))
         } else {
