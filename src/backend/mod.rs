@@ -164,7 +164,7 @@ pub trait Backend: Send {
 pub struct Options {
     /// `auto`, `cpu`, `reference`, or one instruction set of the CPU (`cpu:avx2` …).
     pub backend: String,
-    /// Worker threads; 0 means one a physical core.
+    /// Worker threads; 0 means one for each processor that this process may use.
     pub threads: usize,
     /// The room to make.
     pub limits: Limits,

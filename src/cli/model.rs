@@ -38,7 +38,7 @@ pub struct Common {
     /// (slow, exact, f32)
     #[arg(long, default_value = "auto")]
     pub backend: String,
-    /// Worker threads; 0 means one for each physical core
+    /// Worker threads; 0 means one for each processor (hardware thread) that the system allows
     #[arg(long, default_value_t = 0, value_name = "N", value_parser = threads)]
     pub threads: usize,
     /// Tokens of context to make room for. Default: the model's own, bounded by free memory

@@ -62,7 +62,7 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// Opens the back end with `isa` (`None`: the fastest) and `threads` (0: one a core).
+    /// Opens the back end with `isa` (`None`: the fastest) and `threads` (0: one a processor).
     pub fn new(
         model: Arc<Model>,
         limits: Limits,
@@ -84,7 +84,7 @@ impl Cpu {
         );
         let config = &model.config;
         let threads = if threads == 0 {
-            threads::cores()
+            threads::processors()
         } else {
             threads
         };

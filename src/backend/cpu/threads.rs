@@ -212,8 +212,8 @@ impl Wait {
     }
 }
 
-/// Cores that this process may use.
-pub fn cores() -> usize {
+/// Processors (hardware threads) that this process may use.
+pub fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())
 }
 

@@ -201,7 +201,9 @@ fn supported() -> bool {
     const XFEATURE_XTILEDATA: i64 = 18;
     static SUPPORTED: OnceLock<bool> = OnceLock::new();
     *SUPPORTED.get_or_init(|| {
-        let leaf = __cpuid_count(7, 0);
+        // SAFETY: every x86-64 processor has cpuid. (A safe function since Rust 1.94.)
+        #[allow(unused_unsafe)]
+        let leaf = unsafe { __cpuid_count(7, 0) };
         let tiles = leaf.edx >> 24 & 1 == 1 && leaf.edx >> 25 & 1 == 1;
         // SAFETY: a request for permission; it changes nothing else.
         let allowed = || unsafe {

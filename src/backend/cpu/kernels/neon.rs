@@ -4,11 +4,8 @@
 #![allow(unsafe_code)] // intrinsics, assembly
 #![allow(clippy::needless_range_loop)] // several arrays are walked together
 
-use super::{
-    BLOCK, GROUP, check,
-    scalar::{E2M1_DOUBLED, mxfp4_scale},
-    simd::F32x16,
-};
+use super::{BLOCK, GROUP, check, scalar::mxfp4_scale, simd::F32x16};
+use crate::quant::MXFP4_VALUES;
 use std::arch::{aarch64::*, asm, is_aarch64_feature_detected};
 
 /// Four 128-bit registers.
@@ -146,7 +143,7 @@ impl Block for Mxfp4 {
     unsafe fn unpack(p: *const u8) -> (f32, int8x16_t, int8x16_t) {
         // SAFETY: a whole block lies at p.
         unsafe {
-            let values = vld1q_s8(E2M1_DOUBLED.as_ptr());
+            let values = vld1q_s8(MXFP4_VALUES.as_ptr());
             let packed = vld1q_u8(p.add(1));
             let low = vqtbl1q_s8(values, vandq_u8(packed, vdupq_n_u8(15)));
             (

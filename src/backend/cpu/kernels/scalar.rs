@@ -2,6 +2,7 @@
 #![allow(unsafe_code)] // the table's function types
 
 use super::{BLOCK, GROUP, check, simd::Array};
+use crate::quant::MXFP4_VALUES;
 
 /// A block format, decoded to signed integers and a scale.
 pub trait Block {
@@ -24,8 +25,6 @@ impl Block for Q8_0 {
 
 /// MXFP4; the integers are doubled e2m1 values, so the scale is `2^(e - 128)`.
 pub struct Mxfp4;
-/// Doubled e2m1 values by code.
-pub const E2M1_DOUBLED: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 impl Block for Mxfp4 {
     const BYTES: usize = 17;
     #[inline(always)]
@@ -39,13 +38,13 @@ impl Block for Mxfp4 {
         };
         (
             mxfp4_scale(block[0]),
-            std::array::from_fn(|i| E2M1_DOUBLED[usize::from(code(i))]),
+            std::array::from_fn(|i| MXFP4_VALUES[usize::from(code(i))]),
         )
     }
 }
 
-/// `2^(e - 128)`; the two subnormal ones, e = 0 and 1, differ by what no f32 sum can show: e = 0
-/// counts as zero here.
+/// `2^(e - 128)`, but zero for e = 0 and 1, where it would be subnormal: less than any sum of
+/// activations can show.
 #[inline(always)]
 pub fn mxfp4_scale(e: u8) -> f32 {
     f32::from_bits(u32::from(e.saturating_sub(1)) << 23)
