@@ -178,12 +178,13 @@ macro_rules! kernels {
 }
 use kernels;
 
-/// The instruction sets that this build holds, fastest first.
+/// The instruction sets that this build holds, fastest first as measured (docs/performance.md):
+/// tiles have not beaten plain AVX-512 yet.
 static ALL: &[&Kernels] = &[
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-    &amx::KERNELS,
     #[cfg(target_arch = "x86_64")]
     &avx512::KERNELS,
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    &amx::KERNELS,
     #[cfg(target_arch = "x86_64")]
     &avx2::KERNELS,
     #[cfg(target_arch = "aarch64")]
