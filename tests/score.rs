@@ -5,6 +5,7 @@ mod common;
 
 use common::{fresh_seed, models::Tiny, python, read_npy, score_with};
 use std::{
+    fs::File,
     path::Path,
     process::{Command, Output},
     sync::Arc,
@@ -138,5 +139,11 @@ fn what_cannot_be_scored_is_a_clear_error() {
         assert_eq!(output.status.code(), Some(code), "{more:?}: {error}");
         assert!(error.contains(says), "{more:?}: {error}");
     }
+    let endless = File::create(&tokens).expect("a file in the temporary folder");
+    endless.set_len(65 << 20).expect("a hole");
+    let output = score(&tiny, &tokens, &npy);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("more than 64 MiB"), "{error}");
     assert!(!out.exists(), "a failed run leaves no logits behind");
 }

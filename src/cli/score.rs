@@ -11,10 +11,14 @@ use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use std::{
-    io::Write,
+    fs::File,
+    io::{Read, Write},
     path::{Path, PathBuf},
     sync::Arc,
 };
+
+/// More than the ids of any context take.
+const MOST_BYTES: u64 = 64 << 20;
 
 /// What `score` reads.
 #[derive(clap::Args, Debug)]
@@ -90,7 +94,7 @@ pub fn run(args: Args) -> Result<()> {
     };
     let mut backend = backend::open(Arc::new(model), &options)?;
     if args.common.verbose {
-        eprintln!("{}: {}", config.name, backend.describe());
+        tell!("{}: {}", config.name, backend.describe());
     }
     let first = ids.len() - args.last.unwrap_or(ids.len()).min(ids.len());
     let mut npy = match &args.logits {
@@ -137,7 +141,17 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 fn read_ids(path: &Path) -> Result<Vec<u32>> {
-    let text = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+    let reading = || format!("read {}", path.display());
+    let file = File::open(path).with_context(reading)?;
+    let mut text = Vec::new();
+    let read = file.take(MOST_BYTES + 1).read_to_end(&mut text);
+    read.with_context(reading)?;
+    ensure!(
+        text.len() as u64 <= MOST_BYTES,
+        "{}: more than {} MiB of token ids",
+        path.display(),
+        MOST_BYTES >> 20
+    );
     let ids: Vec<u32> = serde_json::from_slice(&text)
         .with_context(|| format!("{}: expected a JSON array of token ids", path.display()))?;
     ensure!(!ids.is_empty(), "{}: no token ids in it", path.display());
