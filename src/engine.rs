@@ -194,8 +194,13 @@ impl NativeEngine {
         let limits = backend.limits();
         let context = context.min(config.context).min(limits.kv_blocks * KV_BLOCK);
         ensure!(
-            context > 1 && limits.slots > 0 && limits.batch_tokens > 0,
-            "the back end has no room: context {context}, {limits:?}"
+            context > 1,
+            "a context of {context} tokens: it needs room for a prompt and an answer, two at least \
+             (--ctx-size)"
+        );
+        ensure!(
+            limits.slots > 0 && limits.batch_tokens > 0,
+            "the back end has no room: {limits:?}"
         );
         let info = ModelInfo {
             name: config.name.clone(),
