@@ -5,6 +5,14 @@
 //! [`backend`] turns tokens into logits, the [`sampler`] picks one, the [`engine`] repeats.
 #![deny(unsafe_code)]
 
+/// A line on stderr. Unlike `eprintln!` it takes a closed stderr for what it is: nobody listens.
+macro_rules! tell {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+
 pub mod backend;
 pub mod bandwidth;
 pub mod cli;

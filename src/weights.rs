@@ -163,7 +163,7 @@ impl Model {
     /// Reads and checks shape and weights. What the user should know about them is told on stderr,
     /// before the work is done.
     pub fn load(gguf: &Gguf) -> anyhow::Result<Model> {
-        let tell = |note: &str| eprintln!("{}: {note}", gguf.path().display());
+        let tell = |note: &str| tell!("{}: {note}", gguf.path().display());
         let before = Model::check(gguf)?.notes;
         before.iter().for_each(|note| tell(note));
         let (model, after) = Model::load_with_notes(gguf)?;

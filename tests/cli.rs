@@ -165,6 +165,11 @@ fn errors_exit_with_1_and_one_line() {
         1,
         &["logit_bias", "99999999"],
     );
+    fails(
+        &["run", "--ctx-size", "1", "hi"],
+        1,
+        &["context of 1 tokens", "--ctx-size"],
+    );
     let long = "word ".repeat(300);
     fails(
         &["run", "--ctx-size", "64", &long],
@@ -391,6 +396,20 @@ fn a_closed_stdout_is_no_panic() {
             "{args:?}: {text}"
         );
     }
+}
+
+#[test]
+fn a_closed_stderr_loses_no_answer() {
+    let mut command = gossamer(&["run", "What is 17 + 25?"]);
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stderr.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", output.status);
+    assert_eq!(out(&output), "42\n");
 }
 
 #[cfg(unix)]

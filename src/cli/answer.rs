@@ -283,30 +283,31 @@ impl Answer {
     /// Tells on stderr what a reader of the answer alone would miss.
     pub fn tell_rest(&self, show: Show) {
         for text in &self.foreign {
-            eprintln!("The model wrote, in another's name: {text}");
+            tell!("The model wrote, in another's name: {text}");
         }
         for (name, arguments) in &self.calls {
-            eprintln!("The model calls the tool {name}, which nobody runs here, with: {arguments}");
+            tell!("The model calls the tool {name}, which nobody runs here, with: {arguments}");
         }
         if self.text.is_empty() && self.calls.is_empty() && self.foreign.is_empty() {
             if self.reasoning.is_empty() {
-                eprintln!("The model answered nothing.");
+                tell!("The model answered nothing.");
             } else if show.reasoning {
-                eprintln!("The model gave no answer, only reasoning.");
+                tell!("The model gave no answer, only reasoning.");
             } else {
-                eprintln!(
+                tell!(
                     "The model gave no answer, only reasoning: {}",
                     self.reasoning
                 );
             }
         }
         match self.finish {
-            "length" if self.usage.context_full => eprintln!(
+            "length" if self.usage.context_full => tell!(
                 "The context is full: {} tokens of prompt and {} of answer (--ctx-size makes more room, up \
                  to the model's).",
-                self.usage.prompt_tokens, self.usage.generated_tokens
+                self.usage.prompt_tokens,
+                self.usage.generated_tokens
             ),
-            "length" => eprintln!(
+            "length" => tell!(
                 "The answer was cut at --max-tokens {}.",
                 self.usage.generated_tokens
             ),

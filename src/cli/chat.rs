@@ -76,7 +76,7 @@ pub fn run(args: Args) -> Result<()> {
         generated: 0,
     };
     if interactive {
-        eprintln!(
+        tell!(
             "{}: /help lists commands, /quit leaves.",
             chat.engine.info().name
         );
@@ -88,7 +88,7 @@ pub fn run(args: Args) -> Result<()> {
             Ok(false) => break,
             // A person tries again; a pipe has nobody who would see that its answer is missing.
             Err(error) if interactive && !super::closed_pipe(&error) => {
-                eprintln!("error: {error:#}")
+                tell!("error: {error:#}")
             }
             Err(error) => return Err(error),
         }
@@ -124,11 +124,11 @@ impl Chat {
         let rest = rest.trim();
         match command {
             "/quit" | "/exit" => return Ok(false),
-            "/help" => eprintln!("{HELP}"),
+            "/help" => tell!("{HELP}"),
             "/reset" => {
                 self.conversation.messages.clear();
                 self.last = None;
-                eprintln!("The conversation is forgotten.");
+                tell!("The conversation is forgotten.");
             }
             "/reasoning" => self.reasoning(rest)?,
             "/system" => self.system(rest)?,
@@ -151,7 +151,7 @@ impl Chat {
                 self.generated += answer.usage.generated_tokens;
                 answer.tell_rest(self.show);
                 if self.verbose {
-                    eprintln!("{}", answer.speed());
+                    tell!("{}", answer.speed());
                 }
                 self.last = Some(answer);
                 Ok(())
@@ -197,7 +197,7 @@ impl Chat {
         } else {
             "hidden"
         };
-        eprintln!("Reasoning: {}, {shown}.", self.conversation.effort.as_str());
+        tell!("Reasoning: {}, {shown}.", self.conversation.effort.as_str());
         Ok(())
     }
 
@@ -208,8 +208,8 @@ impl Chat {
             text => self.conversation.instructions = Some(instructions(text)?),
         }
         match &self.conversation.instructions {
-            Some(text) => eprintln!("Instructions: {text}"),
-            None => eprintln!("No instructions."),
+            Some(text) => tell!("Instructions: {text}"),
+            None => tell!("No instructions."),
         }
         Ok(())
     }
@@ -224,7 +224,7 @@ impl Chat {
         serde_json::to_writer_pretty(&mut file, &self.conversation)?;
         writeln!(file)?;
         file.flush().with_context(|| format!("/save {name}"))?;
-        eprintln!(
+        tell!(
             "Saved {} messages to {name}.",
             self.conversation.messages.len()
         );
@@ -234,13 +234,14 @@ impl Chat {
     fn stats(&self) -> Result<()> {
         let info = self.engine.info();
         let used = self.conversation.render(&self.tokenizer)?.len();
-        eprintln!("{}; {}", info.name, info.backend);
-        eprintln!(
+        tell!("{}; {}", info.name, info.backend);
+        tell!(
             "context: {used} of {} tokens; {} generated so far",
-            info.context, self.generated
+            info.context,
+            self.generated
         );
         if let Some(last) = &self.last {
-            eprintln!("last answer: {}", last.speed());
+            tell!("last answer: {}", last.speed());
         }
         Ok(())
     }
@@ -318,7 +319,7 @@ impl Input {
                     }
                     Err(ReadlineError::Interrupted) if !*interrupted => {
                         *interrupted = true;
-                        eprintln!("(Ctrl-C again, Ctrl-D or /quit leaves)");
+                        tell!("(Ctrl-C again, Ctrl-D or /quit leaves)");
                     }
                     Err(ReadlineError::Interrupted | ReadlineError::Eof) => return Ok(None),
                     Err(error) => return Err(error).context("reading the terminal"),

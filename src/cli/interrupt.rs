@@ -33,7 +33,7 @@ pub fn guard(cancel: &Cancel) -> Result<Guard> {
         ctrlc::set_handler(|| match &*running() {
             Some(cancel) if !cancel.is_cancelled() => {
                 cancel.cancel();
-                eprintln!("\nstopping (Ctrl-C again quits)");
+                tell!("\nstopping (Ctrl-C again quits)");
             }
             _ => process::exit(EXIT_CODE),
         })

@@ -88,7 +88,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            tell!("error: {error:#}");
             let usage = error.chain().any(|e| e.is::<Usage>());
             ExitCode::from(if usage { 2 } else { 1 })
         }

@@ -146,7 +146,7 @@ impl Common {
         let gguf = self.open_gguf()?;
         let file_bytes = gguf.files.iter().map(|(_, map)| map.len() as u64).sum();
         if is_demo {
-            eprintln!(
+            tell!(
                 "This is the small demo model. For gpt-oss-20b: `gossamer pull gpt-oss-20b`, then \
                  add `--model gpt-oss-20b`."
             );
@@ -177,7 +177,7 @@ impl Common {
         spinner.finish_and_clear();
         let load_time = started.elapsed();
         if self.verbose {
-            eprintln!(
+            tell!(
                 "{}: {}, {}, loaded in {:.2} s; {}; context {context} tokens",
                 model.config.name,
                 gguf.path().display(),
@@ -218,7 +218,7 @@ impl Common {
             self.kv_bytes_per_token(config),
         );
         if context < config.context {
-            eprintln!(
+            tell!(
                 "context: {context} of the model's {} tokens, for {} of free memory (--ctx-size \
                  overrides)",
                 config.context,

@@ -56,7 +56,7 @@ pub fn run(args: Args) -> Result<()> {
         // The download stops at its next piece. A connection that brings none must not hold us up,
         // and every byte received is on disk already.
         std::thread::sleep(Duration::from_secs(1));
-        eprintln!("{}", hub::STOPPED);
+        tell!("{}", hub::STOPPED);
         std::process::exit(EXIT_CODE);
     })
     .context("can't listen for Ctrl-C")?;
@@ -77,7 +77,7 @@ pub fn run(args: Args) -> Result<()> {
         return Err(error.into());
     }
     if result.is_err() && stop.load(Ordering::Relaxed) {
-        eprintln!("{}", hub::STOPPED);
+        tell!("{}", hub::STOPPED);
         std::process::exit(EXIT_CODE);
     }
     let path: PathBuf = result?;
@@ -120,7 +120,7 @@ impl Pace {
         if self.due(Duration::from_secs(5)) {
             let share = done as f64 / self.total.max(1) as f64 * 100.0;
             let speed = human(self.speed(done));
-            eprintln!(
+            tell!(
                 "{share:.0} % of {}: {}, {speed}/s",
                 human(self.total),
                 human(done)
@@ -168,8 +168,8 @@ impl View {
         }
         if let Some(line) = line(event) {
             match self {
-                View::Bar(bar) => bar.suspend(|| eprintln!("{line}")),
-                _ => eprintln!("{line}"),
+                View::Bar(bar) => bar.suspend(|| tell!("{line}")),
+                _ => tell!("{line}"),
             }
         }
         match (self, event) {

@@ -197,7 +197,7 @@ pub fn run(args: Args) -> Result<()> {
         writeln!(stdout)?;
     } else {
         answer.tell_rest(show);
-        eprintln!("{}", answer.speed());
+        tell!("{}", answer.speed());
     }
     if answer.finish == "cancelled" {
         drop(engine);

@@ -86,7 +86,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     synth.write(&args.out, args.sparse, |bytes| bar.inc(bytes))?;
     bar.finish_and_clear();
-    eprintln!(
+    tell!(
         "{}: {} tensors, {} bytes{}, {:.1} s",
         args.out.display(),
         synth.tensor_count(),
