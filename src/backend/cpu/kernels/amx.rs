@@ -11,7 +11,7 @@ use super::{
     avx512::{
         Lanes,
         blocks::{Blocks, Mxfp4, Q8_0},
-        panel::{store, unpack},
+        panel::{next_rows, store, unpack},
     },
     check,
 };
@@ -165,7 +165,8 @@ unsafe fn matmul<B: Blocks>(w: Rows, x: &[XRow], out: &mut [f32], panel: &mut Pa
                 for at in 0..panels {
                     let r0 = first + at * 16;
                     let from = w.data.as_ptr().add(r0 * blocks * B::BYTES);
-                    unpack::<B>(from, (rows - r0).min(16), blocks, panel, at);
+                    let n = (rows - r0).min(16);
+                    unpack::<B>(from, n, blocks, panel, at, next_rows::<B>(w, r0 + 16));
                 }
                 for (i, x) in x[..whole].chunks_exact(TOKENS).enumerate() {
                     lay_out::<B>(x, blocks, panel);

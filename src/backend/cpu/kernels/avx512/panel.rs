@@ -7,7 +7,7 @@ use crate::backend::cpu::kernels::{BLOCK, GROUP, Panel, Rows, XRow};
 use std::arch::x86_64::*;
 
 /// Unpacks `n` (1..=16) rows at `w` into panel `at` of the panel's memory; rows past `n` repeat the
-/// last.
+/// last. The sixteen rows at `ahead`, which will be unpacked next, are asked for line by line.
 ///
 /// # Safety
 /// AVX-512 with VBMI is enabled, and `n` rows of `blocks` blocks lie at `w`.
@@ -18,6 +18,7 @@ pub unsafe fn unpack<B: Blocks>(
     blocks: usize,
     panel: &mut Panel,
     at: usize,
+    ahead: *const u8,
 ) {
     let padded = blocks.next_multiple_of(GROUP);
     let weights = &mut panel.weights[at * padded * 8..(at + 1) * padded * 8];
@@ -26,6 +27,12 @@ pub unsafe fn unpack<B: Blocks>(
     for quad in 0..4 {
         for g in 0..blocks.div_ceil(GROUP) {
             let left = (blocks - g * GROUP).min(GROUP);
+            let group_bytes = 4 * GROUP * B::BYTES;
+            for line in (0..group_bytes).step_by(64) {
+                let at = ahead.wrapping_add(quad * 4 * row_bytes + g * group_bytes + line);
+                // SAFETY: a prefetch reads nothing and may point anywhere.
+                unsafe { _mm_prefetch(at.cast(), _MM_HINT_T1) };
+            }
             // SAFETY: rows and groups are clamped as in `few`; the panel's size is checked above.
             unsafe {
                 let row =
@@ -141,6 +148,17 @@ pub unsafe fn store<const T: usize>(tile: [__m512; T], out: &mut [f32], rows: us
     }
 }
 
+/// Where row `row` lies; past the last, the next product's rows.
+pub fn next_rows<B: Blocks>(w: Rows, row: usize) -> *const u8 {
+    let (from, row) = if row < w.rows {
+        (w.data, row)
+    } else {
+        (w.next, row - w.rows)
+    };
+    from.as_ptr()
+        .wrapping_add(row * (w.cols / BLOCK) * B::BYTES)
+}
+
 /// Any number of tokens, sixteen rows at a time.
 ///
 /// # Safety
@@ -153,13 +171,8 @@ pub unsafe fn many<B: Blocks>(w: Rows, x: &[XRow], out: &mut [f32], panel: &mut 
         let mask = (!0u16) >> (16 - n);
         // SAFETY: rows r0..r0 + n lie in w, by `check`; the caller enables the instruction set.
         unsafe {
-            unpack::<B>(
-                w.data.as_ptr().add(r0 * blocks * B::BYTES),
-                n,
-                blocks,
-                panel,
-                0,
-            );
+            let from = w.data.as_ptr().add(r0 * blocks * B::BYTES);
+            unpack::<B>(from, n, blocks, panel, 0, next_rows::<B>(w, r0 + 16));
             for (i, x) in x.chunks(8).enumerate() {
                 let out = &mut out[i * 8 * rows + r0..];
                 match x.len() {
