@@ -53,8 +53,9 @@ fn matrices(weights: &Weights) -> Vec<&Matrix> {
 
 #[cfg(target_os = "linux")]
 fn populate(bytes: &[u8]) {
-    const PAGE: usize = 4096;
-    let start = bytes.as_ptr() as usize / PAGE * PAGE;
+    // SAFETY: asks for a number.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(1 << 16);
+    let start = bytes.as_ptr() as usize / page * page;
     let len = bytes.as_ptr() as usize + bytes.len() - start;
     // SAFETY: reads pages of a live mapping into the page table; changes no contents. A failure
     // (an older kernel, a converted matrix on the heap) means only that pages come later.

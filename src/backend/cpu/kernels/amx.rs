@@ -11,7 +11,7 @@ use super::{
     avx512::{
         Lanes,
         blocks::{Blocks, Mxfp4, Q8_0},
-        panel::{next_rows, store, unpack},
+        panel::{store, unpack},
     },
     check,
 };
@@ -166,7 +166,14 @@ unsafe fn matmul<B: Blocks>(w: Rows, x: &[XRow], out: &mut [f32], panel: &mut Pa
                     let r0 = first + at * 16;
                     let from = w.data.as_ptr().add(r0 * blocks * B::BYTES);
                     let n = (rows - r0).min(16);
-                    unpack::<B>(from, n, blocks, panel, at, next_rows::<B>(w, r0 + 16));
+                    unpack::<B>(
+                        from,
+                        n,
+                        blocks,
+                        panel,
+                        at,
+                        w.ahead(r0 + 16, blocks * B::BYTES),
+                    );
                 }
                 for (i, x) in x[..whole].chunks_exact(TOKENS).enumerate() {
                     lay_out::<B>(x, blocks, panel);

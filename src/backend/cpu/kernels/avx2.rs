@@ -283,13 +283,7 @@ unsafe fn few<B: Blocks, const T: usize>(w: Rows, x: &[XRow], out: &mut [f32]) {
             let mut p = [row(0), row(1), row(2), row(3)];
             let mut acc = [[_mm_setzero_ps(); GROUP]; T];
             // As in the AVX-512 kernel: the rows ahead line by line, then the next product's.
-            let row = r0 + ROWS_AHEAD;
-            let (from, row) = if row < rows {
-                (w.data, row)
-            } else {
-                (w.next, row - rows)
-            };
-            let ahead = from.as_ptr().wrapping_add(row * row_bytes);
+            let ahead = w.ahead(r0 + ROWS_AHEAD, row_bytes);
             for g in 0..blocks.div_ceil(GROUP) {
                 let left = (blocks - g * GROUP).min(GROUP);
                 let group_bytes = 4 * GROUP * B::BYTES;

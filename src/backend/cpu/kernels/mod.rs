@@ -92,6 +92,19 @@ pub struct Rows<'a> {
     pub cols: usize,
 }
 
+impl Rows<'_> {
+    /// Where row `row` lies; past the last, the next product's rows. For prefetches only.
+    #[cfg(target_arch = "x86_64")]
+    fn ahead(&self, row: usize, row_bytes: usize) -> *const u8 {
+        let (from, row) = if row < self.rows {
+            (self.data, row)
+        } else {
+            (self.next, row - self.rows)
+        };
+        from.as_ptr().wrapping_add(row * row_bytes)
+    }
+}
+
 /// `(weights, x, out, panel)`: `out[t * rows + r] = W[r] . x[t]`.
 type Matmul = unsafe fn(Rows, &[XRow], &mut [f32], &mut Panel);
 

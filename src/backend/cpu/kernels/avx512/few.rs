@@ -2,7 +2,7 @@
 #![allow(unsafe_code)] // intrinsics
 #![allow(clippy::needless_range_loop)] // several arrays are walked together
 
-use super::{blocks::Blocks, panel::next_rows};
+use super::blocks::Blocks;
 use crate::backend::cpu::kernels::{BLOCK, GROUP, Panel, Rows, XRow};
 use std::arch::x86_64::*;
 
@@ -118,7 +118,7 @@ pub unsafe fn few<B: Blocks, const T: usize>(
             let mut acc = [_mm512_setzero_ps(); T];
             // Rows lie one after the other, so the rows ahead are walked line by line; past the
             // last they are the next product's.
-            let ahead = next_rows::<B>(w, r0 + ROWS_AHEAD);
+            let ahead = w.ahead(r0 + ROWS_AHEAD, row_bytes);
             for g in 0..blocks / GROUP {
                 let group_bytes = 4 * GROUP * B::BYTES;
                 for line in (0..group_bytes).step_by(64) {

@@ -148,17 +148,6 @@ pub unsafe fn store<const T: usize>(tile: [__m512; T], out: &mut [f32], rows: us
     }
 }
 
-/// Where row `row` lies; past the last, the next product's rows.
-pub fn next_rows<B: Blocks>(w: Rows, row: usize) -> *const u8 {
-    let (from, row) = if row < w.rows {
-        (w.data, row)
-    } else {
-        (w.next, row - w.rows)
-    };
-    from.as_ptr()
-        .wrapping_add(row * (w.cols / BLOCK) * B::BYTES)
-}
-
 /// Any number of tokens, sixteen rows at a time.
 ///
 /// # Safety
@@ -166,13 +155,14 @@ pub fn next_rows<B: Blocks>(w: Rows, row: usize) -> *const u8 {
 #[inline(always)]
 pub unsafe fn many<B: Blocks>(w: Rows, x: &[XRow], out: &mut [f32], panel: &mut Panel) {
     let (rows, blocks, bias) = (w.rows, w.cols / BLOCK, B::BIAS);
+    let row_bytes = blocks * B::BYTES;
     for r0 in (0..rows).step_by(16) {
         let n = (rows - r0).min(16);
         let mask = (!0u16) >> (16 - n);
         // SAFETY: rows r0..r0 + n lie in w, by `check`; the caller enables the instruction set.
         unsafe {
-            let from = w.data.as_ptr().add(r0 * blocks * B::BYTES);
-            unpack::<B>(from, n, blocks, panel, 0, next_rows::<B>(w, r0 + 16));
+            let from = w.data.as_ptr().add(r0 * row_bytes);
+            unpack::<B>(from, n, blocks, panel, 0, w.ahead(r0 + 16, row_bytes));
             for (i, x) in x.chunks(8).enumerate() {
                 let out = &mut out[i * 8 * rows + r0..];
                 match x.len() {
