@@ -48,7 +48,8 @@ def main():
 
     def decode(count):
         tokens = [rng.randrange(vocabulary * 9 // 10) for _ in range(count)]
-        batch = llama.llama_batch_get_one((llama.llama_token * count)(*tokens), count)
+        tokens = (llama.llama_token * count)(*tokens)  # the batch only points to it
+        batch = llama.llama_batch_get_one(tokens, count)
         if llama.llama_decode(context, batch) != 0:
             raise SystemExit("llama_decode failed")
         llama.llama_synchronize(context)
