@@ -148,7 +148,7 @@ impl Pass<'_> {
                 self.rope_append(l, item.head, item.segment, first..end);
                 for first in (first..end).step_by(step) {
                     let tokens = first..(first + step).min(end);
-                    let rows = self.load_queries(l, layer, item, &tokens, work);
+                    let rows = self.load_queries(l, item, &tokens, work);
                     self.partition(l, layer, item, 0..usize::MAX, rows, work);
                     self.merge(rows, 0, work);
                     self.finish(item, &tokens, work);
@@ -157,7 +157,7 @@ impl Pass<'_> {
             }
             return;
         }
-        let rows = self.load_queries(l, layer, item, &item.tokens, work);
+        let rows = self.load_queries(l, item, &item.tokens, work);
         let Some(part) = item.part else {
             let end = segment.start + item.tokens.end;
             for p in 0..end.div_ceil(PARTITION) {
@@ -240,14 +240,7 @@ impl Pass<'_> {
     }
 
     /// Copies the queries of some tokens into the tile: rows are tokens times the head's group.
-    fn load_queries(
-        &self,
-        l: usize,
-        _: &Layer,
-        item: &Item,
-        tokens: &Range<usize>,
-        work: &mut Work,
-    ) -> usize {
+    fn load_queries(&self, l: usize, item: &Item, tokens: &Range<usize>, work: &mut Work) -> usize {
         let config = self.config;
         let (d, group) = (config.head_dim, config.group());
         let width = (config.heads + 2 * config.kv_heads) * d;

@@ -192,17 +192,6 @@ unsafe fn matmul<B: Blocks>(w: Rows, x: &[XRow], out: &mut [f32], panel: &mut Pa
     }
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,f16c,fma")]
-unsafe fn q8_0(w: Rows, x: &[XRow], out: &mut [f32], panel: &mut Panel) {
-    // SAFETY: this function enables the instruction set.
-    unsafe { matmul::<Q8_0>(w, x, out, panel) }
-}
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,f16c,fma")]
-unsafe fn mxfp4(w: Rows, x: &[XRow], out: &mut [f32], panel: &mut Panel) {
-    // SAFETY: as above.
-    unsafe { matmul::<Mxfp4>(w, x, out, panel) }
-}
-
 /// Whether the processor has int8 tiles and the kernel lets this process use them (asked once).
 fn supported() -> bool {
     const ARCH_REQ_XCOMP_PERM: i64 = 0x1023;
@@ -229,7 +218,5 @@ super::kernels!(
     "amx",
     Lanes,
     ["avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,f16c,fma"],
-    supported,
-    q8_0,
-    mxfp4
+    supported
 );

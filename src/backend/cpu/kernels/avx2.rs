@@ -344,7 +344,7 @@ unsafe fn few<B: Blocks, const T: usize>(w: Rows, x: &[XRow], out: &mut [f32]) {
 }
 
 #[inline(always)]
-unsafe fn matmul<B: Blocks>(w: Rows, x: &[XRow], out: &mut [f32]) {
+unsafe fn matmul<B: Blocks>(w: Rows, x: &[XRow], out: &mut [f32], _: &mut Panel) {
     check(w, B::BYTES, x, out);
     for (i, x) in x.chunks(4).enumerate() {
         let out = &mut out[i * 4 * w.rows..];
@@ -360,21 +360,10 @@ unsafe fn matmul<B: Blocks>(w: Rows, x: &[XRow], out: &mut [f32]) {
     }
 }
 
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn q8_0(w: Rows, x: &[XRow], out: &mut [f32], _: &mut Panel) {
-    // SAFETY: this function enables the instruction set.
-    unsafe { matmul::<Q8_0>(w, x, out) }
-}
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn mxfp4(w: Rows, x: &[XRow], out: &mut [f32], _: &mut Panel) {
-    // SAFETY: as above.
-    unsafe { matmul::<Mxfp4>(w, x, out) }
-}
-
 fn supported() -> bool {
     is_x86_feature_detected!("avx2")
         && is_x86_feature_detected!("fma")
         && is_x86_feature_detected!("f16c")
 }
 
-super::kernels!("avx2", Lanes, ["avx2,fma,f16c"], supported, q8_0, mxfp4);
+super::kernels!("avx2", Lanes, ["avx2,fma,f16c"], supported);

@@ -128,9 +128,10 @@ pub struct Kernels {
     mxfp4: Matmul,
 }
 
-/// Builds a [`Kernels`] table: the float algorithms over lanes `$lanes`, compiled with `$features`.
+/// Builds a [`Kernels`] table, compiled with `$feature`: the float algorithms over `$lanes`, and the
+/// calling module's int8 product `matmul` over its own block formats `Q8_0` and `Mxfp4`.
 macro_rules! kernels {
-    ($name:literal, $lanes:ty, [$($feature:literal)?], $supported:expr, $q8_0:path, $mxfp4:path) => {
+    ($name:literal, $lanes:ty, [$($feature:literal)?], $supported:expr) => {
         use crate::backend::cpu::kernels::{Kernels, Panel, Rows, XRow, attention, float};
         $(#[target_feature(enable = $feature)])?
         unsafe fn rms_norm(x: &[f32], w: &[f32], eps: f32, out: &mut [f32]) {
@@ -172,6 +173,16 @@ macro_rules! kernels {
             // SAFETY: as above.
             unsafe { float::matmul::<$lanes, float::RowBF16>(w.data, w.rows, w.cols, x, out) }
         }
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn q8_0(w: Rows, x: &[XRow], out: &mut [f32], panel: &mut Panel) {
+            // SAFETY: as above.
+            unsafe { matmul::<Q8_0>(w, x, out, panel) }
+        }
+        $(#[target_feature(enable = $feature)])?
+        unsafe fn mxfp4(w: Rows, x: &[XRow], out: &mut [f32], panel: &mut Panel) {
+            // SAFETY: as above.
+            unsafe { matmul::<Mxfp4>(w, x, out, panel) }
+        }
         /// This instruction set's kernels.
         pub static KERNELS: Kernels = Kernels {
             name: $name,
@@ -184,8 +195,8 @@ macro_rules! kernels {
             f32: f32_rows,
             f16: f16_rows,
             bf16: bf16_rows,
-            q8_0: $q8_0,
-            mxfp4: $mxfp4,
+            q8_0,
+            mxfp4,
         };
     };
 }

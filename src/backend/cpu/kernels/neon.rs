@@ -155,7 +155,7 @@ impl Block for Mxfp4 {
     }
 }
 
-unsafe fn matmul<B: Block>(w: Rows, x: &[XRow], out: &mut [f32]) {
+unsafe fn matmul<B: Block>(w: Rows, x: &[XRow], out: &mut [f32], _: &mut Panel) {
     check(w, B::BYTES, x, out);
     let (rows, blocks) = (w.rows, w.cols / BLOCK);
     for r in 0..rows {
@@ -186,17 +186,8 @@ unsafe fn matmul<B: Block>(w: Rows, x: &[XRow], out: &mut [f32]) {
     }
 }
 
-unsafe fn q8_0(w: Rows, x: &[XRow], out: &mut [f32], _: &mut Panel) {
-    // SAFETY: the table is offered only where `supported`.
-    unsafe { matmul::<Q8_0>(w, x, out) }
-}
-unsafe fn mxfp4(w: Rows, x: &[XRow], out: &mut [f32], _: &mut Panel) {
-    // SAFETY: as above.
-    unsafe { matmul::<Mxfp4>(w, x, out) }
-}
-
 fn supported() -> bool {
     is_aarch64_feature_detected!("neon") && is_aarch64_feature_detected!("dotprod")
 }
 
-super::kernels!("neon", Lanes, [], supported, q8_0, mxfp4);
+super::kernels!("neon", Lanes, [], supported);

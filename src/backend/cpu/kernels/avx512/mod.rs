@@ -45,17 +45,6 @@ pub unsafe fn matmul<B: Blocks>(w: Rows, x: &[XRow], out: &mut [f32], panel: &mu
     }
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,f16c,fma")]
-unsafe fn q8_0(w: Rows, x: &[XRow], out: &mut [f32], panel: &mut Panel) {
-    // SAFETY: this function enables the instruction set.
-    unsafe { matmul::<Q8_0>(w, x, out, panel) }
-}
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,f16c,fma")]
-unsafe fn mxfp4(w: Rows, x: &[XRow], out: &mut [f32], panel: &mut Panel) {
-    // SAFETY: as above.
-    unsafe { matmul::<Mxfp4>(w, x, out, panel) }
-}
-
 /// Whether this machine has all of it.
 pub fn supported() -> bool {
     is_x86_feature_detected!("avx512f")
@@ -72,7 +61,5 @@ super::kernels!(
     "avx512",
     Lanes,
     ["avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,f16c,fma"],
-    supported,
-    q8_0,
-    mxfp4
+    supported
 );
