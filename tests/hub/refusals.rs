@@ -2,10 +2,22 @@
 
 use crate::{
     fresh_bytes, incomplete, is_body, is_head, one_file, pull,
-    server::{Hub, Reply, Request},
+    server::{Hub, Reply, Request, Twist},
     tree,
 };
 use gossamer::hub::{self, Spec};
+
+/// A hub that answers HEAD with this header instead of the right one.
+fn head_says(name: &'static str, value: impl ToString) -> Twist {
+    let value = value.to_string();
+    Box::new(move |r, _, right| {
+        if is_head(r) {
+            right.with(name, &value)
+        } else {
+            right
+        }
+    })
+}
 
 /// Expects that a pull fails with `words` in its error and leaves nothing in the cache.
 fn refused(
@@ -130,36 +142,9 @@ fn a_damaged_part_from_earlier_is_refused_too() {
 #[test]
 fn lies_about_hash_and_size_are_refused() {
     let other = "00".repeat(32);
-    refused(
-        move |r, _, right| {
-            if is_head(r) {
-                right.with("x-linked-etag", &other)
-            } else {
-                right
-            }
-        },
-        &["damaged", "000000"],
-    );
-    refused(
-        |r, _, right| {
-            if is_head(r) {
-                right.with("x-linked-size", 99_999)
-            } else {
-                right
-            }
-        },
-        &["100000", "99999"],
-    );
-    refused(
-        |r, _, right| {
-            if is_head(r) {
-                right.with("x-linked-size", 100_001)
-            } else {
-                right
-            }
-        },
-        &["100000", "100001"],
-    );
+    refused(head_says("x-linked-etag", &other), &["damaged", "000000"]);
+    refused(head_says("x-linked-size", 99_999), &["100000", "99999"]);
+    refused(head_says("x-linked-size", 100_001), &["100000", "100001"]);
     let no_length = |size: u64| {
         move |r: &Request, _, right: Reply| {
             if is_head(r) {
@@ -193,25 +178,13 @@ fn lies_about_hash_and_size_are_refused() {
         "",
     ] {
         refused(
-            move |r, _, right| {
-                if is_head(r) {
-                    right.with("x-linked-size", absurd)
-                } else {
-                    right
-                }
-            },
+            head_says("x-linked-size", absurd),
             &["as the size of m-mxfp4.gguf"],
         );
     }
     let much = 1u64 << 60;
     refused(
-        move |r, _, right| {
-            if is_head(r) {
-                right.with("x-linked-size", much)
-            } else {
-                right
-            }
-        },
+        head_says("x-linked-size", much),
         &["not enough disk space", "HF_HUB_CACHE"],
     );
 }
@@ -242,36 +215,15 @@ fn answers_that_are_no_file_are_explained() {
         &["x-repo-commit"],
     );
     refused(
-        |r, _, right| {
-            if is_head(r) {
-                right.with("x-repo-commit", "../../../etc")
-            } else {
-                right
-            }
-        },
+        head_says("x-repo-commit", "../../../etc"),
         &["x-repo-commit"],
     );
     refused(
-        |r, _, right| {
-            if is_head(r) {
-                right.with("x-linked-etag", "\"../../../../tmp/x\"")
-            } else {
-                right
-            }
-        },
+        head_says("x-linked-etag", "\"../../../../tmp/x\""),
         &["no sha256"],
     );
     let sha1 = "a".repeat(40);
-    refused(
-        move |r, _, right| {
-            if is_head(r) {
-                right.with("x-linked-etag", &sha1)
-            } else {
-                right
-            }
-        },
-        &["no sha256"],
-    );
+    refused(head_says("x-linked-etag", &sha1), &["no sha256"]);
     refused(
         |r, _, right| {
             if is_body(r) {
