@@ -25,6 +25,7 @@ pub mod kv;
 pub mod machine;
 pub mod quant;
 pub mod sampler;
+pub mod server;
 pub mod synth;
 pub mod tokenizer;
 pub mod weights;

@@ -1,0 +1,3 @@
+//! The OpenAI-compatible server, above the [engine](crate::engine) seam: it sees no tensor.
+
+pub mod error;

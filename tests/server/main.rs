@@ -1,0 +1,5 @@
+//! The server through its router, without a socket unless a test is about sockets.
+
+#[path = "../common/mod.rs"]
+#[allow(dead_code)]
+mod common;
