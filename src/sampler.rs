@@ -9,11 +9,13 @@
 //! Speed over 200,000 logits comes from [`select`]'s block maxima: truncation looks only into blocks
 //! that can hold a survivor, and nothing is ever sorted but the survivors.
 
+mod mask;
 mod math;
 pub mod select;
 #[cfg(test)]
 mod tests;
 
+pub use mask::{Mask, MaskSource};
 use math::{exp, sum_exp};
 use select::{BlockMax, Candidate};
 use std::ops::Range;

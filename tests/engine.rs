@@ -4,7 +4,10 @@
 use gossamer::{
     backend::{Backend, Batch, KV_BLOCK, Limits, LogitRows, Work},
     config::{Config, Rope},
-    engine::{Cancel, Engine, Event, Events, FinishReason, NativeEngine, Request, Usage},
+    engine::{
+        Cancel, Engine, EngineOptions, Event, Events, Failure, FinishReason, NativeEngine, Request,
+        Usage,
+    },
     sampler::Sampling,
 };
 use proptest::prelude::*;
@@ -163,7 +166,14 @@ impl Backend for Paged {
 fn start(slack: usize) -> (NativeEngine, Arc<Mutex<Seen>>) {
     let (backend, seen) = Paged::new(slack);
     (
-        NativeEngine::start(backend, usize::MAX, vec![96]).unwrap(),
+        NativeEngine::start(
+            backend,
+            EngineOptions {
+                padding: vec![96],
+                ..EngineOptions::default()
+            },
+        )
+        .unwrap(),
         seen,
     )
 }
@@ -180,7 +190,7 @@ fn greedy(tokens: &[u32], max_tokens: usize) -> Request {
     }
 }
 
-fn collect(events: Events) -> (Vec<u32>, Result<(FinishReason, Usage), String>) {
+fn collect(events: Events) -> (Vec<u32>, Result<(FinishReason, Usage), Failure>) {
     let mut ids = Vec::new();
     let mut last = None;
     for event in events {
@@ -189,7 +199,7 @@ fn collect(events: Events) -> (Vec<u32>, Result<(FinishReason, Usage), String>) 
             Event::Token { id, .. } => ids.push(id),
             Event::Finish { reason, usage } => last = Some(Ok((reason, usage))),
             Event::Error(error) => last = Some(Err(error)),
-            Event::Queued | Event::Prefill { .. } => {}
+            Event::Queued | Event::Prefill { .. } | Event::PromptLogprobs(_) => {}
         }
     }
     (ids, last.expect("a last event"))
@@ -282,6 +292,7 @@ fn prefill_is_reported_piece_by_piece() {
             done,
             total,
             cached,
+            ..
         } = event
         {
             reported.push((done, total, cached));
@@ -310,7 +321,7 @@ fn a_full_context_is_said() {
     assert_eq!(ids, expected(&[5; 190], 10));
     let (ids, last) = collect(engine.submit(greedy(&[5; 200], 1)));
     assert!(ids.is_empty());
-    let error = last.unwrap_err();
+    let error = last.unwrap_err().to_string();
     assert!(
         error.contains("200 tokens") && error.contains("holds 200"),
         "{error}"
@@ -350,7 +361,7 @@ fn bad_requests_are_errors_and_the_engine_goes_on() {
         ),
     ];
     for (request, word) in wrong {
-        let error = collect(engine.submit(request)).1.unwrap_err();
+        let error = collect(engine.submit(request)).1.unwrap_err().to_string();
         assert!(error.contains(word), "{error}");
     }
     assert_eq!(collect(engine.submit(greedy(&[1], 3))).0, expected(&[1], 3));
@@ -361,7 +372,10 @@ fn a_failed_step_is_an_error_and_spoils_nothing() {
     let (engine, seen) = start(100);
     let prompt: Vec<u32> = (0..50).collect();
     seen.lock().unwrap().fail_at = Some(6);
-    let error = collect(engine.submit(greedy(&prompt, 9))).1.unwrap_err();
+    let error = collect(engine.submit(greedy(&prompt, 9)))
+        .1
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("fell off"), "{error}");
     let (ids, last) = collect(engine.submit(greedy(&prompt, 9)));
     assert_eq!(last.unwrap().1.cached_tokens, 0);

@@ -72,11 +72,12 @@ pub fn stream(
     let mut bar = None;
     for event in engine.submit(request) {
         match event {
-            Event::Queued => {}
+            Event::Queued | Event::PromptLogprobs(_) => {}
             Event::Prefill {
                 done,
                 total,
                 cached,
+                ..
             } => progress(&mut bar, done, total, cached),
             Event::Token { id, .. } => {
                 if let Some(bar) = bar.take() {

@@ -4,7 +4,7 @@ use super::Usage;
 use crate::{
     backend::{self, Backend, KV_BLOCK, Limits, Options},
     config::Config,
-    engine::NativeEngine,
+    engine::{EngineOptions, NativeEngine},
     gguf::Gguf,
     hub, machine,
     tokenizer::Tokenizer,
@@ -106,8 +106,13 @@ pub struct Loaded {
 impl Loaded {
     /// Starts the engine, and keeps what is used beside it.
     pub fn into_engine(self) -> Result<(NativeEngine, Arc<Tokenizer>)> {
-        let padding = self.tokenizer.padding_ids().to_vec();
-        let engine = NativeEngine::start(self.backend, self.context, padding)?;
+        let options = EngineOptions {
+            context: self.context,
+            padding: self.tokenizer.padding_ids().to_vec(),
+            marker: self.tokenizer.special("<|start|>"),
+            ..EngineOptions::default()
+        };
+        let engine = NativeEngine::start(self.backend, options)?;
         Ok((engine, self.tokenizer))
     }
 }

@@ -1,171 +1,46 @@
-//! The first seam: a request of tokens in, a stream of events out.
+//! The engine over a back end of this process: one thread that owns it.
 //!
-//! The native engine is one thread that owns the back end. It takes requests in order of arrival,
+//! It takes requests in order of arrival,
 //! prefills the prompt in pieces, then decodes a token a step. The KV cache keeps the last sequence:
-//! a request that begins with the same tokens computes only the rest. Harmony, HTTP and the command
-//! line sit above this module and see no tensor.
+//! a request that begins with the same tokens computes only the rest.
 
+use super::{
+    Cancel, Engine, Event, EventSender, Events, Failure, FinishReason, ModelInfo, Request, Stats,
+    Usage,
+};
 use crate::{
     backend::{Backend, Batch, KV_BLOCK, LogitRows, Segment},
     kv::BlockAllocator,
-    sampler::{Sampler, Sampling},
+    sampler::Sampler,
 };
-use anyhow::{Context, Result, bail, ensure};
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-        mpsc,
-    },
-    thread::JoinHandle,
-    time::{Duration, Instant},
-};
+use anyhow::{Context, Result, ensure};
+use std::{sync::mpsc, thread::JoinHandle, time::Instant};
 
-/// Anything that turns requests into events.
-pub trait Engine: Send + Sync {
-    /// Queues a request; its events arrive as they happen. Dropping the receiver cancels it.
-    fn submit(&self, request: Request) -> Events;
-    /// The model that answers.
-    fn info(&self) -> &ModelInfo;
-}
-
-/// What callers may know about the model.
+/// How the engine runs.
 #[derive(Debug, Clone)]
-pub struct ModelInfo {
-    /// The model's name.
-    pub name: String,
-    /// Back end, instruction set, threads.
-    pub backend: String,
-    /// Size of the vocabulary, padding included.
-    pub vocab: usize,
-    /// Most tokens of a sequence, prompt and answer together.
+pub struct EngineOptions {
+    /// Most tokens of a sequence, prompt and answer together; bounded by the model's context and
+    /// by the blocks of the back end.
     pub context: usize,
+    /// Ids that are never sampled.
+    pub padding: Vec<u32>,
+    /// The token that begins a message (`<|start|>`): the windows are kept before each.
+    pub marker: Option<u32>,
+    /// Most requests that wait.
+    pub max_waiting: usize,
+    /// Whether prompts may begin with what the cache holds.
+    pub prefix_cache: bool,
 }
 
-/// One prompt to continue.
-#[derive(Debug, Clone, Default)]
-pub struct Request {
-    /// The prompt, at least one token.
-    pub tokens: Vec<u32>,
-    /// How to choose tokens.
-    pub sampling: Sampling,
-    /// Most tokens to generate; `None`: as many as the context holds.
-    pub max_tokens: Option<usize>,
-    /// Tokens that end the answer; the one that does is still an event.
-    pub stop_ids: Vec<u32>,
-    /// Log-probabilities: `None` for none, `Some(n)` for the chosen token's and the `n` best.
-    pub logprobs: Option<usize>,
-    /// Ends the request within one step when set.
-    pub cancel: Cancel,
-}
-
-/// A switch that ends a request; clones share it.
-#[derive(Debug, Clone, Default)]
-pub struct Cancel(Arc<AtomicBool>);
-
-impl Cancel {
-    /// Ends the request within one step.
-    pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether the request was cancelled.
-    pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// What happens to a request. The last event is `Finish` or `Error`.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Event {
-    /// Accepted, waiting for its turn.
-    Queued,
-    /// A piece of the prompt is done; `done` counts the `cached` tokens too.
-    Prefill {
-        /// Prompt tokens in the cache by now.
-        done: usize,
-        /// Prompt tokens.
-        total: usize,
-        /// Prompt tokens found in the cache.
-        cached: usize,
-    },
-    /// A token was chosen.
-    Token {
-        /// The token.
-        id: u32,
-        /// Its log-probability, where asked for.
-        logprob: Option<f32>,
-        /// The likeliest tokens with theirs, best first, where asked for.
-        top: Vec<(u32, f32)>,
-    },
-    /// The answer is complete.
-    Finish {
-        /// Why it ended.
-        reason: FinishReason,
-        /// What it took.
-        usage: Usage,
-    },
-    /// The request failed; nothing follows.
-    Error(String),
-}
-
-/// Why an answer ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FinishReason {
-    /// A stop token.
-    Stop,
-    /// `max_tokens`, or the context is full ([`Usage::context_full`]).
-    Length,
-    /// The request's `cancel`, or nobody listens.
-    Cancelled,
-}
-
-/// What a request took.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Usage {
-    /// Tokens of the prompt.
-    pub prompt_tokens: usize,
-    /// Those of them that were in the cache.
-    pub cached_tokens: usize,
-    /// Tokens generated, the stop token included.
-    pub generated_tokens: usize,
-    /// From start to the end of the prompt.
-    pub prefill_time: Duration,
-    /// From there to the end.
-    pub decode_time: Duration,
-    /// The answer ended because the context was full.
-    pub context_full: bool,
-    /// The seed in use, given or made up.
-    pub seed: u64,
-}
-
-/// A request's events: iterate to the end, or drop to cancel. Never ends without a last
-/// [`Event::Finish`] or [`Event::Error`].
-pub struct Events {
-    receiver: mpsc::Receiver<Event>,
-    done: bool,
-}
-
-impl Events {
-    /// A stream and the sender that feeds it, for engines.
-    pub fn channel() -> (mpsc::Sender<Event>, Events) {
-        let (sender, receiver) = mpsc::channel();
-        let done = false;
-        (sender, Events { receiver, done })
-    }
-}
-
-impl Iterator for Events {
-    type Item = Event;
-
-    fn next(&mut self) -> Option<Event> {
-        if self.done {
-            return None;
+impl Default for EngineOptions {
+    fn default() -> EngineOptions {
+        EngineOptions {
+            context: usize::MAX,
+            padding: Vec::new(),
+            marker: None,
+            max_waiting: 256,
+            prefix_cache: true,
         }
-        let event = self.receiver.recv();
-        let event = event.unwrap_or_else(|_| Event::Error("the engine stopped".into()));
-        self.done = matches!(event, Event::Finish { .. } | Event::Error(_));
-        Some(event)
     }
 }
 
@@ -179,17 +54,15 @@ pub struct NativeEngine {
 
 struct Job {
     request: Request,
-    events: mpsc::Sender<Event>,
+    events: EventSender,
 }
 
 impl NativeEngine {
-    /// Starts the engine's thread. `context` bounds a sequence, in tokens; `padding` ids are never
-    /// sampled.
-    pub fn start(
-        backend: Box<dyn Backend>,
-        context: usize,
-        padding: Vec<u32>,
-    ) -> Result<NativeEngine> {
+    /// Starts the engine's thread.
+    pub fn start(backend: Box<dyn Backend>, options: EngineOptions) -> Result<NativeEngine> {
+        let EngineOptions {
+            context, padding, ..
+        } = options;
         let config = backend.config();
         let limits = backend.limits();
         let context = context.min(config.context).min(limits.kv_blocks * KV_BLOCK);
@@ -207,6 +80,8 @@ impl NativeEngine {
             backend: backend.describe(),
             vocab: config.vocab,
             context,
+            slots: 1,
+            deterministic: true,
         };
         let shutdown = Cancel::default();
         let (jobs, queue) = mpsc::channel();
@@ -246,6 +121,10 @@ impl Engine for NativeEngine {
 
     fn info(&self) -> &ModelInfo {
         &self.info
+    }
+
+    fn stats(&self) -> Stats {
+        Stats::default()
     }
 }
 
@@ -327,21 +206,26 @@ impl Worker {
         for job in queue {
             let last = match self.answer(&job) {
                 Ok((reason, usage)) => Event::Finish { reason, usage },
-                Err(error) => {
+                Err(failure) => {
                     // What a failed step left in the cache is unknown.
                     let forgotten = self.slot.truncate(0);
                     debug_assert!(forgotten.is_ok(), "giving blocks back can't fail");
-                    Event::Error(format!("{error:#}"))
+                    Event::Error(failure)
                 }
             };
             let _ = job.events.send(last);
         }
     }
 
-    fn answer(&mut self, job: &Job) -> Result<(FinishReason, Usage)> {
+    fn answer(&mut self, job: &Job) -> Result<(FinishReason, Usage), Failure> {
+        self.check(&job.request)?;
+        self.run(job)
+            .map_err(|error| Failure::Broken(format!("{error:#}")))
+    }
+
+    fn run(&mut self, job: &Job) -> Result<(FinishReason, Usage)> {
         let request = &job.request;
         let prompt = &request.tokens;
-        self.check(request)?;
         let started = Instant::now();
         let mut sampler = Sampler::new(
             &request.sampling,
@@ -366,19 +250,25 @@ impl Worker {
         Ok((reason, usage))
     }
 
-    fn check(&self, request: &Request) -> Result<()> {
+    fn check(&self, request: &Request) -> Result<(), Failure> {
         let vocab = self.backend.config().vocab;
         let (len, context) = (request.tokens.len(), self.context);
-        ensure!(len > 0, "the prompt is empty: it needs at least one token");
-        ensure!(
-            len < context,
-            "the prompt has {len} tokens and the context holds {context}: shorten the prompt or \
-             make more room (--ctx-size)"
-        );
-        if let Some(id) = request.tokens.iter().find(|&&id| id as usize >= vocab) {
-            bail!("token id {id} in the prompt; the vocabulary has {vocab}");
+        if len == 0 {
+            let text = "the prompt is empty: it needs at least one token";
+            return Err(Failure::Invalid(text.into()));
         }
-        Ok(request.sampling.check(vocab)?)
+        if len >= context {
+            return Err(Failure::ContextLength {
+                prompt: len,
+                context,
+            });
+        }
+        if let Some(id) = request.tokens.iter().find(|&&id| id as usize >= vocab) {
+            let text = format!("token id {id} in the prompt; the vocabulary has {vocab}");
+            return Err(Failure::Invalid(text));
+        }
+        let checked = request.sampling.check(vocab);
+        checked.map_err(|error| Failure::Invalid(error.to_string()))
     }
 
     /// Keeps what the cache already holds of `prompt`, in tokens, and forgets the rest.
@@ -405,6 +295,7 @@ impl Worker {
             done,
             total,
             cached,
+            miss: None,
         };
         if job.events.send(at(done)).is_err() {
             return Ok(Some(FinishReason::Cancelled));
