@@ -129,6 +129,15 @@ impl Config {
     pub fn is_sliding(&self, layer: usize) -> bool {
         layer.is_multiple_of(2)
     }
+    /// Layers that attend to the last `window` positions only.
+    pub fn sliding_layers(&self) -> usize {
+        self.layers.div_ceil(2)
+    }
+    /// How far back a row depends on other rows where the full-attention layers' keys and values are
+    /// given: each sliding layer looks `window - 1` positions back. 1,524 in gpt-oss-20b.
+    pub fn receptive_field(&self) -> usize {
+        self.sliding_layers() * (self.window - 1)
+    }
     /// Query heads that share one KV head.
     pub fn group(&self) -> usize {
         self.heads / self.kv_heads

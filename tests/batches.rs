@@ -136,6 +136,7 @@ fn ragged(name: &str, model: &Arc<Model>, random: &mut Random) {
         slots: SLOTS,
         kv_blocks: pool.len(),
         batch_tokens: 120,
+        snapshots: 0,
     };
     let mut backend = open_with(model, name, 2, limits);
     let mut slots: [Option<Sequence>; SLOTS] = [None, None, None];
@@ -164,6 +165,7 @@ fn ragged(name: &str, model: &Arc<Model>, random: &mut Random) {
             segments.push(Segment {
                 slot,
                 start,
+                kept: 0,
                 tokens: sequence.ids[start..start + take].to_vec(),
                 blocks: sequence.blocks.clone(),
                 logits: LogitRows::All,
@@ -220,6 +222,7 @@ fn rewound_sequences_equal_solo_runs() {
             slots: 1,
             kv_blocks: 8,
             batch_tokens: 16,
+            snapshots: 0,
         };
         let mut backend = open_with(&model, name, 2, limits);
         let mut ids: Vec<u32> = Vec::new();
@@ -269,6 +272,7 @@ fn threads_do_not_change_logits() {
         slots: 1,
         kv_blocks: 3,
         batch_tokens: 70,
+        snapshots: 0,
     };
     for name in cpu_backends() {
         let alone = score(&mut *open_with(&model, &name, 1, limits), &ids, 64);
@@ -392,6 +396,7 @@ fn a_conversation_goes_back_to_its_last_prompt() {
             slots: 2,
             kv_blocks: 64,
             batch_tokens: 512,
+            snapshots: 0,
         };
         let mut backend = open_with(&model, &name, 2, limits);
         let mut ids: Vec<u32> = Vec::new();

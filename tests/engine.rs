@@ -108,6 +108,7 @@ impl Backend for Paged {
             slots: 1,
             kv_blocks: CONTEXT.div_ceil(KV_BLOCK),
             batch_tokens: PIECE,
+            snapshots: 0,
         }
     }
     fn forward(&mut self, batch: &Batch) -> anyhow::Result<()> {
@@ -154,6 +155,18 @@ impl Backend for Paged {
         let back = self.len - len;
         self.len = if back <= self.slack { len } else { 0 };
         self.len
+    }
+    fn copy_block(&mut self, _from: u32, _to: u32) -> anyhow::Result<()> {
+        anyhow::bail!("nobody shares blocks")
+    }
+    fn save(&mut self, _slot: usize, _snapshot: usize) -> anyhow::Result<()> {
+        anyhow::bail!("room for no snapshot")
+    }
+    fn restore(&mut self, _slot: usize, _snapshot: usize) -> anyhow::Result<()> {
+        anyhow::bail!("room for no snapshot")
+    }
+    fn batch_invariant(&self) -> bool {
+        true
     }
     fn logits(&self, _row: usize) -> &[f32] {
         &self.logits

@@ -84,6 +84,7 @@ fn long_contexts_are_near_the_reference() {
         slots: 1,
         kv_blocks: ids.len().div_ceil(KV_BLOCK),
         batch_tokens: 512,
+        snapshots: 0,
     };
     let ends = |name: &str| {
         let mut backend = open_with(&model, name, 2, limits);

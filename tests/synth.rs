@@ -211,12 +211,14 @@ fn logits_are_finite_and_peaked() {
             slots: 1,
             kv_blocks: 1,
             batch_tokens: KV_BLOCK,
+            snapshots: 0,
         },
     };
     let mut backend = backend::open(model, &options).unwrap();
     let segment = Segment {
         slot: 0,
         start: 0,
+        kept: 0,
         tokens: (40..40 + KV_BLOCK as u32).collect(),
         blocks: vec![0],
         logits: LogitRows::All,

@@ -6,6 +6,9 @@
 
 pub mod cpu;
 pub mod reference;
+mod windows;
+
+pub use windows::Windows;
 
 use crate::{config::Config, weights::Model};
 use anyhow::{Result, bail, ensure};
@@ -30,11 +33,19 @@ pub enum LogitRows {
 pub struct Segment {
     /// The sequence's slot: which ring its sliding-window layers use; below [`Limits::slots`].
     pub slot: usize,
-    /// Position of the first new token; everything before it is in the KV cache already.
+    /// Position of the first new token; everything before it is in the KV cache already. It is 0, or
+    /// where the slot's sliding windows end (so also after [`Backend::restore`]), or any position
+    /// with the next [`Config::receptive_field`] tokens kept: the windows are then rebuilt from
+    /// nothing, and rows until there can't be asked for logits.
     pub start: usize,
+    /// Full-attention layers' keys and values of positions below this are in `blocks` already and
+    /// stay as they are: those rows only fill the sliding windows again. Nothing is kept beyond
+    /// `start` when it is `start` or less.
+    pub kept: usize,
     /// The new token ids, at least one.
     pub tokens: Vec<u32>,
-    /// Block table of the full-attention layers: position `p` lives in `blocks[p / KV_BLOCK]`.
+    /// Block table of the full-attention layers: position `p` lives in `blocks[p / KV_BLOCK]`. A
+    /// block may stand in several tables at once, where no segment writes the positions they share.
     pub blocks: Vec<u32>,
     /// Rows that need logits.
     pub logits: LogitRows,
@@ -91,6 +102,11 @@ impl Batch {
                 end <= room,
                 "{end} tokens in a block table for {room} (slot {slot})"
             );
+            ensure!(
+                segment.kept <= room,
+                "{} tokens kept in a block table for {room} (slot {slot})",
+                segment.kept
+            );
             let bad = segment
                 .blocks
                 .iter()
@@ -98,18 +114,6 @@ impl Batch {
             if let Some(block) = bad {
                 bail!("KV block {block} of {} (slot {slot})", limits.kv_blocks);
             }
-        }
-        Ok(())
-    }
-
-    /// Checks that each segment goes on where its slot's sequence ends (`lengths`), or starts anew.
-    pub fn check_starts(&self, lengths: &[usize]) -> Result<()> {
-        for segment in &self.segments {
-            let (slot, start, held) = (segment.slot, segment.start, lengths[segment.slot]);
-            ensure!(
-                start == 0 || start == held,
-                "slot {slot} holds {held} tokens: a segment starts there or at 0, not at {start}"
-            );
         }
         Ok(())
     }
@@ -124,6 +128,8 @@ pub struct Limits {
     pub kv_blocks: usize,
     /// Most new tokens in one batch.
     pub batch_tokens: usize,
+    /// Places for snapshots of a slot's sliding windows, [`snapshot_bytes`] each once it is used.
+    pub snapshots: usize,
 }
 
 /// Work done so far; lets tests and the benchmark count instead of time.
@@ -153,10 +159,31 @@ pub trait Backend: Send {
     fn rewind(&mut self, _slot: usize, _len: usize) -> usize {
         0
     }
+    /// Copies all positions of block `from` to block `to`, in every full-attention layer.
+    fn copy_block(&mut self, from: u32, to: u32) -> Result<()>;
+    /// Copies the slot's sliding windows, and the length they belong to, into place `snapshot`, below
+    /// [`Limits::snapshots`]. An error where they are still being rebuilt.
+    fn save(&mut self, slot: usize, snapshot: usize) -> Result<()>;
+    /// Makes the slot's windows and length those of the snapshot, which stays; any slot may take it.
+    fn restore(&mut self, slot: usize, snapshot: usize) -> Result<()>;
+    /// Whether a row's bits depend on its own sequence only, not on the rest of the batch.
+    fn batch_invariant(&self) -> bool;
     /// f32 logits `[vocab]` of the `row`-th row asked for in the last batch, in batch order.
     fn logits(&self, row: usize) -> &[f32];
     /// Work counted since the back end was opened.
     fn work(&self) -> Work;
+}
+
+/// Bytes of one snapshot where windows are kept in f16, in whole steps of [`KV_BLOCK`] positions.
+pub fn snapshot_bytes(config: &Config) -> u64 {
+    let steps = window_steps(config.window.min(config.context));
+    let position = 2 * config.kv_heads * config.head_dim * size_of::<half::f16>();
+    config.sliding_layers() as u64 * (steps * KV_BLOCK * position) as u64
+}
+
+/// Steps of [`KV_BLOCK`] positions that the rows of one step can see: the window, rounded up, and their own.
+fn window_steps(window: usize) -> usize {
+    window.saturating_sub(1).div_ceil(KV_BLOCK) + 1
 }
 
 /// How to open a back end.

@@ -5,7 +5,9 @@
 //! run in f64, so that their order is no question. A row's result depends on its inputs only, never
 //! on the rows beside it.
 
-use super::{Backend, Batch, KV_BLOCK, Limits, LogitRows, Work};
+use super::{
+    Backend, Batch, KV_BLOCK, Limits, LogitRows, Segment, Windows, Work, windows::check_copy,
+};
 use crate::{
     config::Config,
     weights::{Layer, Linear, Matrix, Model},
@@ -21,8 +23,9 @@ pub struct Reference {
     inv_freq: Vec<f32>,
     /// One a layer.
     cache: Vec<Cache>,
-    /// Tokens in the cache of each slot's sequence.
-    lengths: Vec<usize>,
+    windows: Windows,
+    /// By snapshot, the windows' keys and values, layer by layer.
+    snapshots: Vec<Vec<f32>>,
     /// The most that it held since it began: what its rings have overwritten is counted from there.
     furthest: Vec<usize>,
     /// `[rows asked for, vocab]` of the last batch.
@@ -67,7 +70,8 @@ impl Reference {
         Reference {
             inv_freq: config.rope.inv_freq(config.head_dim),
             cache,
-            lengths: vec![0; limits.slots],
+            windows: Windows::new(config, &limits),
+            snapshots: vec![Vec::new(); limits.snapshots],
             furthest: vec![0; limits.slots],
             logits: Vec::new(),
             work: Work::default(),
@@ -88,11 +92,31 @@ impl Reference {
         }
     }
 
-    /// First position that a token at `position` attends to.
-    fn first_key(&self, layer: usize, position: usize) -> usize {
+    /// The elements of each sliding layer's keys, or values, that the slot's window holds, position by position.
+    fn window_places(&self, slot: usize) -> Vec<(usize, Range<usize>)> {
+        let config = &self.model.config;
+        let (ring, width) = (
+            ring(config, &self.limits),
+            config.kv_heads * config.head_dim,
+        );
+        let end = self.windows.end(slot);
+        let positions = end.saturating_sub(config.window)..end;
+        (0..config.layers)
+            .filter(|&layer| config.is_sliding(layer))
+            .flat_map(|layer| positions.clone().map(move |position| (layer, position)))
+            .map(|(layer, position)| {
+                let at = (slot * ring + position % ring) * width;
+                (layer, at..at + width)
+            })
+            .collect()
+    }
+
+    /// First position that a token of the segment at `position` attends to.
+    fn first_key(&self, layer: usize, segment: &Segment, position: usize) -> usize {
         let config = &self.model.config;
         if config.is_sliding(layer) {
-            (position + 1).saturating_sub(config.window)
+            let window = (position + 1).saturating_sub(config.window);
+            window.max(self.windows.from(segment))
         } else {
             0
         }
@@ -109,8 +133,8 @@ impl Reference {
         x
     }
 
-    /// h = rmsnorm(x); q, k, v = W h + b; RoPE on q and k; k and v appended to the cache.
-    /// Returns q, `[rows, heads, head_dim]`.
+    /// h = rmsnorm(x); q, k, v = W h + b; RoPE on q and k; k and v appended to the cache
+    /// where they are not kept. Returns q, `[rows, heads, head_dim]`.
     fn norm_qkv_rope_append(
         &mut self,
         layer: usize,
@@ -128,6 +152,10 @@ impl Reference {
         for (r, row) in rows.iter().enumerate() {
             self.rope(row.position, &mut q[r * q_width..][..q_width]);
             self.rope(row.position, &mut k[r * kv_width..][..kv_width]);
+            let kept = row.position < batch.segments[row.segment].kept;
+            if kept && !model.config.is_sliding(layer) {
+                continue;
+            }
             let at = self.place(layer, batch, row.segment, row.position) * kv_width;
             let cache = &mut self.cache[layer];
             cache.k[at..at + kv_width].copy_from_slice(&k[r * kv_width..][..kv_width]);
@@ -162,9 +190,10 @@ impl Reference {
         let cache = &self.cache[layer];
         let mut out = vec![0.0; q.len()];
         for (r, row) in rows.iter().enumerate() {
-            let places: Vec<usize> = (self.first_key(layer, row.position)..=row.position)
-                .map(|position| self.place(layer, batch, row.segment, position))
-                .collect();
+            let places: Vec<usize> =
+                (self.first_key(layer, &batch.segments[row.segment], row.position)..=row.position)
+                    .map(|position| self.place(layer, batch, row.segment, position))
+                    .collect();
             for (head, &sink) in sinks.iter().enumerate() {
                 let at = (r * config.heads + head) * dim;
                 let q = &q[at..at + dim];
@@ -186,7 +215,8 @@ impl Reference {
             }
         }
         for segment in &batch.segments {
-            let keys = segment.start + segment.tokens.len() - self.first_key(layer, segment.start);
+            let keys = segment.start + segment.tokens.len()
+                - self.first_key(layer, segment, segment.start);
             self.work.bytes += (keys * kv_width * 2 * size_of::<f32>()) as u64;
         }
         out
@@ -353,7 +383,7 @@ impl Backend for Reference {
 
     fn forward(&mut self, batch: &Batch) -> Result<()> {
         batch.check(&self.model.config, &self.limits)?;
-        batch.check_starts(&self.lengths)?;
+        self.windows.check(batch)?;
         let rows: Vec<Row> = (batch.segments.iter().enumerate())
             .flat_map(|(segment, s)| {
                 (s.tokens.iter().enumerate()).map(move |(i, &token)| Row {
@@ -374,9 +404,9 @@ impl Backend for Reference {
             self.expert_down_residual(weights, &s, &chosen, &mut x);
         }
         self.norm_lm_head(batch, &x);
+        self.windows.ran(batch);
         for segment in &batch.segments {
             let end = segment.start + segment.tokens.len();
-            self.lengths[segment.slot] = end;
             let furthest = &mut self.furthest[segment.slot];
             *furthest = if segment.start == 0 {
                 end
@@ -392,9 +422,51 @@ impl Backend for Reference {
         let config = &self.model.config;
         let oldest_kept = self.furthest[slot].saturating_sub(ring(config, &self.limits));
         let oldest_seen = (len + 1).saturating_sub(config.window);
-        let kept = len <= self.lengths[slot] && oldest_seen >= oldest_kept;
-        self.lengths[slot] = if kept { len } else { 0 };
-        self.lengths[slot]
+        let kept = len <= self.windows.end(slot) && oldest_seen >= oldest_kept;
+        self.windows.truncate(slot, if kept { len } else { 0 });
+        self.windows.end(slot)
+    }
+
+    fn copy_block(&mut self, from: u32, to: u32) -> Result<()> {
+        check_copy(from, to, &self.limits)?;
+        let config = &self.model.config;
+        let len = KV_BLOCK * config.kv_heads * config.head_dim;
+        let (from, to) = (from as usize * len, to as usize * len);
+        for layer in (0..config.layers).filter(|&layer| !config.is_sliding(layer)) {
+            let Cache { k, v } = &mut self.cache[layer];
+            k.copy_within(from..from + len, to);
+            v.copy_within(from..from + len, to);
+        }
+        Ok(())
+    }
+
+    fn save(&mut self, slot: usize, snapshot: usize) -> Result<()> {
+        self.windows.save(slot, snapshot)?;
+        let mut copy = Vec::new();
+        for (layer, places) in self.window_places(slot) {
+            copy.extend_from_slice(&self.cache[layer].k[places.clone()]);
+            copy.extend_from_slice(&self.cache[layer].v[places]);
+        }
+        self.snapshots[snapshot] = copy;
+        Ok(())
+    }
+
+    fn restore(&mut self, slot: usize, snapshot: usize) -> Result<()> {
+        self.windows.restore(slot, snapshot)?;
+        let mut copy = &self.snapshots[snapshot][..];
+        for (layer, places) in self.window_places(slot) {
+            let Cache { k, v } = &mut self.cache[layer];
+            for cache in [k, v] {
+                let from;
+                (from, copy) = copy.split_at(places.len());
+                cache[places.clone()].copy_from_slice(from);
+            }
+        }
+        Ok(())
+    }
+
+    fn batch_invariant(&self) -> bool {
+        true
     }
 
     fn logits(&self, row: usize) -> &[f32] {

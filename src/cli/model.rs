@@ -176,6 +176,7 @@ impl Common {
                 slots: 1,
                 kv_blocks: context.div_ceil(KV_BLOCK),
                 batch_tokens: BATCH_TOKENS.min(context),
+                snapshots: 0,
             },
         };
         let backend = backend::open(model.clone(), &options)?;

@@ -90,6 +90,7 @@ pub fn run(args: Args) -> Result<()> {
             slots: 1,
             kv_blocks,
             batch_tokens: chunk,
+            snapshots: 0,
         },
     };
     let mut backend = backend::open(Arc::new(model), &options)?;
@@ -112,6 +113,7 @@ pub fn run(args: Args) -> Result<()> {
         let segment = Segment {
             slot: 0,
             start,
+            kept: 0,
             tokens: ids[start..end].to_vec(),
             blocks: (0..kv_blocks as u32).collect(),
             logits: if start < first {

@@ -152,6 +152,7 @@ impl Sequence {
         let segment = Segment {
             slot: 0,
             start: 0,
+            kept: 0,
             tokens: Vec::new(),
             blocks: Vec::new(),
             logits: LogitRows::None,

@@ -136,6 +136,7 @@ pub fn open(model: &Arc<Model>, name: &str, slots: usize, tokens: usize) -> Box<
         slots,
         kv_blocks: slots * tokens.div_ceil(KV_BLOCK),
         batch_tokens: slots * tokens,
+        snapshots: 0,
     };
     open_with(model, name, 2, limits)
 }
@@ -161,6 +162,7 @@ pub fn segment(start: usize, tokens: &[u32], logits: LogitRows) -> Segment {
     Segment {
         slot: 0,
         start,
+        kept: 0,
         tokens: tokens.to_vec(),
         blocks: (0..blocks).collect(),
         logits,

@@ -190,7 +190,7 @@ impl Pass<'_> {
         }
     }
 
-    /// RoPE on q and k of a head's tokens in place; k and v appended to the cache.
+    /// RoPE on q and k of a head's tokens in place; k and v appended to the cache where they are not kept.
     pub fn rope_append(&self, l: usize, head: usize, segment: usize, tokens: Range<usize>) {
         let config = self.config;
         let (d, group) = (config.head_dim, config.group());
@@ -222,6 +222,9 @@ impl Pass<'_> {
             }
             rotate(k, rope);
             let position = self.batch.segments[segment].start + t;
+            if position < self.batch.segments[segment].kept && !config.is_sliding(l) {
+                continue; // perhaps another sequence's too, which reads it right now
+            }
             // SAFETY: as above; this position's step belongs to this sequence.
             unsafe {
                 self.cache
@@ -255,7 +258,8 @@ impl Pass<'_> {
             work.tile.q[i * group * d..][..group * d].copy_from_slice(q);
             let end = self.batch.segments[item.segment].start + t + 1;
             let start = if config.is_sliding(l) {
-                end.saturating_sub(config.window)
+                let from = self.window_from[item.segment];
+                end.saturating_sub(config.window).max(from)
             } else {
                 0
             };

@@ -2,14 +2,15 @@
 //!
 //! Full-attention layers are paged: block `b` holds [`KV_BLOCK`] positions of every KV head, and a
 //! sequence's block table names its blocks. Sliding layers keep a ring of `window` positions rounded
-//! up, plus one step, per sequence slot. In both, a step of 32 positions of one head is contiguous:
+//! up, plus one step; the rings of all layers lie together, for each slot, and for each snapshot of a
+//! slot's: to save or restore is one copy. In both, a step of 32 positions of one head is contiguous:
 //! keys `[2, head_dim, 16]`, then values `[32, head_dim]`. Memory is mapped zeroed and untouched, so
 //! it costs nothing until positions are written.
 #![allow(unsafe_code)] // raw access by several threads
 
 use super::kernels::attention::STEP;
 use crate::{
-    backend::{KV_BLOCK, Limits},
+    backend::{KV_BLOCK, Limits, window_steps},
     config::Config,
 };
 use anyhow::{Context, Result, ensure};
@@ -32,11 +33,16 @@ pub enum Place<'a> {
 
 /// All KV bytes of a back end.
 pub struct Cache {
+    /// By full layer, `[blocks, kv_heads]` steps.
     full: Vec<MmapMut>,
-    rings: Vec<MmapMut>,
+    /// `[slots, then snapshots; sliding layers; ring_steps; kv_heads]` steps.
+    rings: MmapMut,
+    slots: usize,
+    sliding_layers: usize,
     kv_heads: usize,
     head_dim: usize,
     ring_steps: usize,
+    /// By layer, where its mapping begins.
     base: Vec<*mut u16>,
 }
 // SAFETY: `base` points into the owned mappings; `step` and `append` state who may call when.
@@ -47,42 +53,48 @@ unsafe impl Sync for Cache {}
 impl Cache {
     /// Maps room for `limits`.
     pub fn new(config: &Config, limits: Limits) -> Result<Cache> {
-        // Steps that 32 consecutive rows of one step can see: the window, rounded up, and their own;
-        // of a window longer than any sequence only what can be filled.
+        // Of a window longer than any sequence only what can be filled.
         let window = config.window.min(limits.kv_blocks.saturating_mul(KV_BLOCK));
-        let ring_steps = window.saturating_sub(1).div_ceil(STEP) + 1;
+        let ring_steps = window_steps(window);
         let step_bytes = config.kv_heads * 2 * STEP * config.head_dim * 2;
-        let map = |steps: usize| -> Result<MmapMut> {
+        let map = |steps: Option<usize>, what: &str| -> Result<MmapMut> {
             let bytes = steps
-                .checked_mul(step_bytes)
-                .context("KV cache larger than the address space")?;
+                .and_then(|steps| steps.checked_mul(step_bytes))
+                .with_context(|| format!("{what}: larger than the address space"))?;
             let mut options = memmap2::MmapOptions::new();
             options.len(bytes.max(1)).no_reserve_swap();
-            options.map_anon().with_context(|| {
-                format!("no address space for {bytes} bytes of KV cache; use a smaller --ctx-size")
-            })
-        };
-        let (mut full, mut rings, mut base) = (Vec::new(), Vec::new(), Vec::new());
-        for layer in 0..config.layers {
-            let steps = if config.is_sliding(layer) {
-                ring_steps * limits.slots
-            } else {
-                limits.kv_blocks
-            };
-            let mut mapping = map(steps)?;
+            let mapping = options
+                .map_anon()
+                .with_context(|| format!("no address space for {bytes} bytes of {what}"))?;
             #[cfg(target_os = "linux")]
             let _ = mapping.advise(memmap2::Advice::HugePage);
-            base.push(mapping.as_mut_ptr().cast::<u16>());
+            Ok(mapping)
+        };
+        let places = limits.slots.checked_add(limits.snapshots);
+        let steps = places.and_then(|n| n.checked_mul(config.sliding_layers() * ring_steps));
+        let mut rings = map(
+            steps,
+            "sliding windows (make room for fewer sequences or snapshots)",
+        )?;
+        let (mut full, mut base) = (Vec::new(), Vec::new());
+        for layer in 0..config.layers {
             if config.is_sliding(layer) {
-                rings.push(mapping)
+                base.push(rings.as_mut_ptr().cast::<u16>());
             } else {
-                full.push(mapping)
+                let mut mapping = map(
+                    Some(limits.kv_blocks),
+                    "KV cache (use a smaller --ctx-size)",
+                )?;
+                base.push(mapping.as_mut_ptr().cast::<u16>());
+                full.push(mapping);
             }
         }
         ensure!(base.iter().all(|p| p.is_aligned()), "unaligned mapping");
         Ok(Cache {
             full,
             rings,
+            slots: limits.slots,
+            sliding_layers: config.sliding_layers(),
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
             ring_steps,
@@ -95,25 +107,51 @@ impl Cache {
         (len.div_ceil(STEP)).saturating_sub(self.ring_steps) * STEP
     }
 
-    /// Bytes of one slot's ring in one layer.
-    fn ring_bytes(&self) -> usize {
-        self.ring_steps * self.kv_heads * 2 * STEP * self.head_dim * size_of::<u16>()
+    /// Bytes of one step of all KV heads: a block of one layer.
+    fn step_bytes(&self) -> usize {
+        self.kv_heads * 2 * STEP * self.head_dim * size_of::<u16>()
     }
 
-    /// Copies a slot's rings, layer by layer, into `copy`.
+    /// Bytes of all rings of one slot, or of one snapshot.
+    fn rings_bytes(&self) -> usize {
+        self.sliding_layers * self.ring_steps * self.step_bytes()
+    }
+
+    /// Copies a slot's rings into `copy`.
     pub fn save_rings(&self, slot: usize, copy: &mut Vec<u8>) {
-        let bytes = self.ring_bytes();
+        let bytes = self.rings_bytes();
         copy.clear();
-        for ring in &self.rings {
-            copy.extend_from_slice(&ring[slot * bytes..][..bytes]);
-        }
+        copy.extend_from_slice(&self.rings[slot * bytes..][..bytes]);
     }
 
-    /// Puts back what [`Cache::save_rings`] copied from that slot.
+    /// Puts back what [`Cache::save_rings`] copied.
     pub fn load_rings(&mut self, slot: usize, copy: &[u8]) {
-        let bytes = self.ring_bytes();
-        for (ring, copy) in self.rings.iter_mut().zip(copy.chunks_exact(bytes)) {
-            ring[slot * bytes..][..bytes].copy_from_slice(copy);
+        let bytes = self.rings_bytes();
+        self.rings[slot * bytes..][..bytes].copy_from_slice(copy);
+    }
+
+    /// Copies a slot's rings to a snapshot's; both are within the limits.
+    pub fn save(&mut self, slot: usize, snapshot: usize) {
+        self.copy_rings(slot, self.slots + snapshot);
+    }
+
+    /// Copies a snapshot's rings to a slot's; both are within the limits.
+    pub fn restore(&mut self, slot: usize, snapshot: usize) {
+        self.copy_rings(self.slots + snapshot, slot);
+    }
+
+    fn copy_rings(&mut self, from: usize, to: usize) {
+        let bytes = self.rings_bytes();
+        self.rings
+            .copy_within(from * bytes..(from + 1) * bytes, to * bytes);
+    }
+
+    /// Copies a block of every full layer to another; both are within the limits.
+    pub fn copy_block(&mut self, from: u32, to: u32) {
+        let bytes = self.step_bytes();
+        let (from, to) = (from as usize * bytes, to as usize * bytes);
+        for layer in &mut self.full {
+            layer.copy_within(from..from + bytes, to);
         }
     }
 
@@ -172,8 +210,8 @@ impl Cache {
         let (step, map) = match place {
             Place::Blocks(table) => (table[step] as usize, &self.full[layer / 2]),
             Place::Ring(slot) => (
-                slot * self.ring_steps + step % self.ring_steps,
-                &self.rings[layer / 2],
+                (slot * self.sliding_layers + layer / 2) * self.ring_steps + step % self.ring_steps,
+                &self.rings,
             ),
         };
         let size = 2 * STEP * self.head_dim;

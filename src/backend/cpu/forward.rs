@@ -61,6 +61,8 @@ pub struct Pass<'a> {
     pub plan: &'a Plan,
     /// First row of each segment, then the number of rows.
     pub first_row: &'a [usize],
+    /// By segment, the first position that its rows see in sliding layers.
+    pub window_from: &'a [usize],
     /// Token id of each row.
     pub ids: &'a [u32],
     /// Rows that need logits.

@@ -15,12 +15,12 @@ mod moe;
 mod threads;
 mod touch;
 
-use super::{Backend, Batch, Limits, LogitRows, Work};
+use super::{Backend, Batch, Limits, LogitRows, Windows, Work, windows::check_copy};
 use crate::{
     config::Config,
     weights::{Matrix, Model},
 };
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use attention::Plan;
 use buffers::{LargeMemory, Local, SmallMemory};
 use cache::Cache;
@@ -54,8 +54,9 @@ pub struct Cpu {
     logit_rows: Vec<usize>,
     rope: Vec<f32>,
     logits: Vec<f32>,
-    /// Positions that each slot's sequence has.
-    lengths: Vec<usize>,
+    windows: Windows,
+    /// By segment, the first position that its rows see in sliding layers.
+    window_from: Vec<usize>,
     /// What each slot's rings hold of them.
     histories: Vec<History>,
     work: Work,
@@ -119,7 +120,8 @@ impl Cpu {
             logit_rows: Vec::new(),
             rope: Vec::with_capacity(rows * config.head_dim),
             logits: Vec::new(),
-            lengths: vec![0; limits.slots],
+            windows: Windows::new(config, &limits),
+            window_from: Vec::new(),
             histories: vec![History::default(); limits.slots],
             work: Work::default(),
             pool,
@@ -135,6 +137,9 @@ impl Cpu {
         self.first_row.clear();
         self.logit_rows.clear();
         self.rope.clear();
+        self.window_from.clear();
+        let windows = batch.segments.iter().map(|s| self.windows.from(s));
+        self.window_from.extend(windows);
         let concentration = config.rope.concentration();
         for segment in &batch.segments {
             self.first_row.push(self.ids.len());
@@ -184,7 +189,7 @@ impl Cpu {
         for segment in &batch.segments {
             let end = segment.start + segment.tokens.len();
             let seen = end.min(config.window + segment.tokens.len() - 1);
-            let sliding = config.layers.div_ceil(2);
+            let sliding = config.sliding_layers();
             self.work.bytes += position * (sliding * seen + (config.layers - sliding) * end) as u64;
         }
     }
@@ -210,7 +215,7 @@ impl Backend for Cpu {
 
     fn forward(&mut self, batch: &Batch) -> Result<()> {
         batch.check(&self.model.config, &self.limits)?;
-        batch.check_starts(&self.lengths)?;
+        self.windows.check(batch)?;
         if batch.segments.is_empty() {
             return Ok(());
         }
@@ -225,6 +230,7 @@ impl Backend for Cpu {
             batch,
             plan: &self.plan,
             first_row: &self.first_row,
+            window_from: &self.window_from,
             ids: &self.ids,
             logit_rows: &self.logit_rows,
             rope: &self.rope,
@@ -234,13 +240,12 @@ impl Backend for Cpu {
             queues: &self.queues,
             pending: &self.pending,
         };
-        let done = pass.run_on_all(locals);
-        ensure!(
-            done,
-            "a worker thread of the CPU back end panicked; its message is above"
-        );
+        if !pass.run_on_all(locals) {
+            self.windows.failed(batch);
+            bail!("a worker thread of the CPU back end panicked; its message is above");
+        }
+        self.windows.ran(batch);
         for segment in &batch.segments {
-            self.lengths[segment.slot] = segment.start + segment.tokens.len();
             self.histories[segment.slot].append(segment, &self.cache);
         }
         self.count(batch);
@@ -249,9 +254,32 @@ impl Backend for Cpu {
 
     fn rewind(&mut self, slot: usize, len: usize) -> usize {
         let window = self.model.config.window;
-        let len = len.min(self.lengths[slot]);
-        self.lengths[slot] = self.histories[slot].rewind(slot, len, window, &mut self.cache);
-        self.lengths[slot]
+        let len = len.min(self.windows.end(slot));
+        let len = self.histories[slot].rewind(slot, len, window, &mut self.cache);
+        self.windows.truncate(slot, len);
+        len
+    }
+
+    fn copy_block(&mut self, from: u32, to: u32) -> Result<()> {
+        check_copy(from, to, &self.limits)?;
+        self.cache.copy_block(from, to);
+        Ok(())
+    }
+
+    fn save(&mut self, slot: usize, snapshot: usize) -> Result<()> {
+        self.windows.save(slot, snapshot)?;
+        self.cache.save(slot, snapshot);
+        Ok(())
+    }
+
+    fn restore(&mut self, slot: usize, snapshot: usize) -> Result<()> {
+        self.windows.restore(slot, snapshot)?;
+        self.cache.restore(slot, snapshot);
+        Ok(())
+    }
+
+    fn batch_invariant(&self) -> bool {
+        true
     }
 
     fn logits(&self, row: usize) -> &[f32] {

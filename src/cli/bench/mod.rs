@@ -189,6 +189,7 @@ impl Driver {
         let segment = Segment {
             slot: 0,
             start: 0,
+            kept: 0,
             tokens: Vec::new(),
             blocks: (0..backend.limits().kv_blocks as u32).collect(),
             logits: LogitRows::None,
