@@ -16,6 +16,7 @@ mod pull;
 mod run;
 mod sampling;
 mod score;
+pub mod serve;
 mod stop;
 mod synth;
 

@@ -58,6 +58,22 @@ pub struct Common {
     pub verbose: bool,
 }
 
+impl Default for Common {
+    /// As without any flag.
+    fn default() -> Common {
+        Common {
+            model: None,
+            backend: "auto".into(),
+            threads: 0,
+            ctx_size: None,
+            kv_type: KvType::F16,
+            seed: None,
+            rope_compat: false,
+            verbose: false,
+        }
+    }
+}
+
 /// Formats of the KV cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum KvType {

@@ -30,6 +30,11 @@ impl EventSender {
     pub fn is_closed(&self) -> bool {
         self.0.is_closed()
     }
+
+    /// Waits until the receiver is dropped.
+    pub async fn closed(&self) {
+        self.0.closed().await;
+    }
 }
 
 impl Events {

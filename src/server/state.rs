@@ -1,0 +1,188 @@
+//! What every request shares: the settings, the models, the counters, and where the server is in its
+//! life.
+
+use super::{
+    auth::Keys,
+    error::ApiError,
+    limits::RateLimiter,
+    metrics::Metrics,
+    models::{Models, Running, Served, Source},
+    settings::Settings,
+};
+use crate::{engine::Engine, tokenizer::Tokenizer};
+use anyhow::Result;
+use axum::http::StatusCode;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
+use tokio::sync::watch;
+
+/// The server's state, shared by `Arc`.
+pub struct App {
+    /// What it was told.
+    pub settings: Arc<Settings>,
+    /// The models by name.
+    pub models: Models,
+    /// Counters and gauges.
+    pub metrics: Metrics,
+    /// Where it is in its life.
+    pub life: Arc<Life>,
+    pub(super) keys: Keys,
+    pub(super) limiter: Option<RateLimiter>,
+}
+
+impl App {
+    /// A server of `sources`, of which the first is the default model. Nothing is loaded yet.
+    ///
+    /// # Errors
+    /// Two models of one name, no model, or a key that no header can hold.
+    pub fn new(settings: Settings, sources: Vec<Source>) -> Result<Arc<App>> {
+        let settings = Arc::new(settings);
+        let metrics = Metrics::new();
+        let life = Arc::new(Life::default());
+        let models = Models::new(sources, settings.clone(), metrics.clone(), life.clone())?;
+        Ok(Arc::new(App {
+            keys: Keys::new(&settings.api_keys)?,
+            limiter: settings.rate_limit.map(RateLimiter::new),
+            models,
+            metrics,
+            life,
+            settings,
+        }))
+    }
+
+    /// A server whose one model, `name`, is answered by `engine`, ready at once.
+    ///
+    /// # Errors
+    /// As [`App::new`].
+    pub fn for_engine(
+        name: &str,
+        engine: Arc<dyn Engine>,
+        tokenizer: Arc<Tokenizer>,
+        settings: Settings,
+    ) -> Result<Arc<App>> {
+        let source = Source::loaded(name, Running { engine, tokenizer });
+        App::ready(settings, source)
+    }
+
+    /// A server of the demo model inside this program, ready at once.
+    ///
+    /// # Errors
+    /// As [`App::new`], or when the model can't be loaded.
+    pub fn demo(settings: Settings) -> Result<Arc<App>> {
+        App::ready(settings, crate::cli::serve::demo_source()?)
+    }
+
+    fn ready(settings: Settings, source: Source) -> Result<Arc<App>> {
+        let app = App::new(settings, vec![source])?;
+        app.models.load_default()?;
+        app.life.enter(Phase::Ready);
+        Ok(app)
+    }
+
+    /// The model that answers to `name`, or the default one; loaded first if need be.
+    ///
+    /// # Errors
+    /// 404 for a name that nothing answers to; 503 while the server starts or stops, or when there is
+    /// no room for the model now.
+    pub async fn model(&self, name: Option<&str>) -> Result<Arc<Served>, ApiError> {
+        self.life.check()?;
+        self.models.get(name).await
+    }
+}
+
+/// Where the server is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Phase {
+    /// The socket is open, nothing else has happened.
+    Starting,
+    /// The default model is being loaded.
+    Loading,
+    /// Requests are answered.
+    Ready,
+    /// The server stops: running answers may end, new requests are refused.
+    Draining,
+}
+
+impl Phase {
+    /// As `/ready` tells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Phase::Starting => "starting",
+            Phase::Loading => "loading",
+            Phase::Ready => "ready",
+            Phase::Draining => "draining",
+        }
+    }
+}
+
+/// The server's phase, and the signal that ends running answers.
+pub struct Life {
+    phase: AtomicU8,
+    stop: watch::Sender<bool>,
+}
+
+impl Default for Life {
+    fn default() -> Life {
+        Life {
+            phase: AtomicU8::new(Phase::Starting as u8),
+            stop: watch::Sender::new(false),
+        }
+    }
+}
+
+impl Life {
+    /// The phase now.
+    pub fn phase(&self) -> Phase {
+        let now = self.phase.load(Ordering::Acquire);
+        let all = [Phase::Starting, Phase::Loading, Phase::Ready];
+        let found = all.into_iter().find(|&phase| phase as u8 == now);
+        found.unwrap_or(Phase::Draining)
+    }
+
+    /// Goes on to `phase`; never back.
+    pub fn enter(&self, phase: Phase) {
+        self.phase.fetch_max(phase as u8, Ordering::AcqRel);
+    }
+
+    /// Ends every running answer with an error as its last event.
+    pub fn stop_answers(&self) {
+        self.stop.send_replace(true);
+    }
+
+    /// Waits until running answers have to end.
+    pub async fn stopped(&self) {
+        let mut stop = self.stop.subscribe();
+        if stop.wait_for(|&stop| stop).await.is_err() {
+            // Without a sender nobody can ask for it any more.
+            std::future::pending().await
+        }
+    }
+
+    /// Whether requests can be answered now.
+    ///
+    /// # Errors
+    /// 503 with when to try again.
+    pub fn check(&self) -> Result<(), ApiError> {
+        let unavailable = |text: &str, code, seconds| {
+            let error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, text);
+            Err(error.code(code).retry_after(Duration::from_secs(seconds)))
+        };
+        match self.phase() {
+            Phase::Ready => Ok(()),
+            Phase::Starting | Phase::Loading => {
+                let text = "The model is being loaded. Please try again in 2 s.";
+                unavailable(text, "model_loading", 2)
+            }
+            Phase::Draining => {
+                let text = "The server is shutting down.";
+                unavailable(text, "server_shutting_down", 10)
+            }
+        }
+    }
+}
