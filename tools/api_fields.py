@@ -85,8 +85,9 @@ def walk(path, hints, required, out, above):
                     add(SCALARS[type(value)])
                 if isinstance(value, str) and value not in values:
                     values.append(value)
-        elif origin is dict or hint is dict or (origin is not None and issubclass(origin, typing.Mapping)):
-            add("object")
+        elif hint is dict or origin is dict:
+            if not inside:
+                add("object")
         elif hint in SCALARS:
             # An open string beside a closed list (a model's name) makes the list a mere suggestion.
             if hint is str:
@@ -94,7 +95,8 @@ def walk(path, hints, required, out, above):
             if not inside:
                 add(SCALARS[hint])
         elif hint in (object, typing.Any):
-            add("any")
+            if not inside:
+                add("any")
         else:
             args = typing.get_args(hint)
             if not args:

@@ -3,3 +3,6 @@
 #[path = "../common/mod.rs"]
 #[allow(dead_code)]
 mod common;
+#[allow(dead_code)]
+mod support;
+mod table;
