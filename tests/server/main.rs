@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 #[allow(dead_code)]
 mod common;
+mod hostile;
 mod scripted;
 #[allow(dead_code)]
 mod support;

@@ -100,6 +100,61 @@ fn the_tables_hold_the_published_schema() {
     assert!(wrong.is_empty(), "docs/api.md:\n{}", wrong.join("\n"));
 }
 
+/// A place for a field that is honoured, in a request that is answered as it stands.
+#[derive(Clone)]
+pub struct Spot {
+    /// The endpoint's path.
+    pub path: String,
+    /// As docs/api.md writes it.
+    pub field: String,
+    /// JSON's types.
+    pub types: Vec<String>,
+    pub body: Value,
+    pub place: Place,
+}
+
+/// Requests that are answered as they stand: path and body.
+pub fn bodies() -> Vec<(String, Value)> {
+    let mut bodies = Vec::new();
+    for (endpoint, cases) in cases() {
+        let path = endpoint.trim_start_matches("POST ");
+        // Ids of stored responses are filled in by this module only.
+        let whole = cases
+            .bodies
+            .values()
+            .filter(|body| !body.to_string().contains('$'));
+        bodies.extend(whole.map(|body| (path.to_owned(), body.clone())));
+    }
+    bodies.sort_by_key(|(path, body)| (path.clone(), body.to_string()));
+    bodies
+}
+
+/// Every place for an honoured field of the published schema in [`bodies`].
+pub fn spots() -> Vec<Spot> {
+    let (tables, schema) = (doc::tables(), doc::schema());
+    let mut spots = Vec::new();
+    for (path, body) in bodies() {
+        let endpoint = format!("POST {path}");
+        let is_honoured = |field: &&Field| {
+            let is_value = !field.path.ends_with('>') && !field.types.iter().any(|t| t == "any");
+            is_value && doc::kind(&tables[&endpoint], &field.path) == Some(Kind::Honoured)
+        };
+        for field in schema[&endpoint].iter().filter(is_honoured) {
+            let Some(place) = Place::find(&body, &field.path) else {
+                continue;
+            };
+            spots.push(Spot {
+                path: path.clone(),
+                field: field.path.clone(),
+                types: field.types.clone(),
+                body: body.clone(),
+                place,
+            });
+        }
+    }
+    spots
+}
+
 /// One request to make and what has to come of it.
 struct Try {
     what: String,
