@@ -1,7 +1,9 @@
 //! How tokens are fed must not show: pieces, ragged batches, slots and shuffled blocks give the
 //! logits of one long prefill, bit for bit, for every back end and instruction set.
 
+#[path = "../common/mod.rs"]
 mod common;
+mod prefix;
 
 use common::{
     cpu_backends, fresh_seed,
