@@ -19,6 +19,7 @@ pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod gguf;
+pub mod grammar;
 pub mod harmony;
 pub mod hub;
 pub mod kv;

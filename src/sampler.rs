@@ -11,123 +11,21 @@
 
 mod mask;
 mod math;
+mod params;
 pub mod select;
 #[cfg(test)]
 mod tests;
 
 pub use mask::{Mask, MaskSource};
+pub use params::{OutOfRange, Sampling};
+
+use mask::Gathered;
 use math::{exp, sum_exp};
 use select::{BlockMax, Candidate};
 use std::ops::Range;
 
 /// Below this temperature the distribution is a point in f32: greedy.
 const GREEDY_BELOW: f32 = 1e-5;
-
-/// How to choose tokens. The default is what OpenAI recommends for gpt-oss: temperature 1, top-p 1.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Sampling {
-    /// 0 (greedy) to 100.
-    pub temperature: f32,
-    /// Keep the `top_k` likeliest tokens; 0 keeps all.
-    pub top_k: usize,
-    /// Keep the likeliest tokens that together have this probability; above 0, up to 1 (all).
-    pub top_p: f32,
-    /// Keep tokens with at least this share of the likeliest one's probability; 0 (all) to 1.
-    pub min_p: f32,
-    /// Divide (if positive) or multiply (if negative) the logit of every token in prompt or answer
-    /// by this; above 0, up to 10; 1 is off.
-    pub repetition_penalty: f32,
-    /// Subtract this from the logit of every token already in the answer; -2 to 2.
-    pub presence_penalty: f32,
-    /// Subtract this times its count from the logit of every token in the answer; -2 to 2.
-    pub frequency_penalty: f32,
-    /// Add to the logits of these ids; -100 to 100.
-    pub logit_bias: Vec<(u32, f32)>,
-    /// Seed of the draws; without it one is made up, see [`Sampler::seed`].
-    pub seed: Option<u64>,
-}
-
-impl Default for Sampling {
-    fn default() -> Self {
-        Sampling {
-            temperature: 1.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            logit_bias: Vec::new(),
-            seed: None,
-        }
-    }
-}
-
-/// A sampling parameter outside its range.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("{field} must be {expected}, not {found}")]
-pub struct OutOfRange {
-    /// The field of [`Sampling`].
-    pub field: &'static str,
-    /// What it may be.
-    pub expected: String,
-    /// What it was.
-    pub found: String,
-}
-
-impl Sampling {
-    /// Checks every field against its range (and the ids of `logit_bias` against `vocab`).
-    pub fn check(&self, vocab: usize) -> Result<(), OutOfRange> {
-        let fail = |field, expected: &str, found: &dyn ToString| {
-            let (expected, found) = (expected.to_string(), found.to_string());
-            Err(OutOfRange {
-                field,
-                expected,
-                found,
-            })
-        };
-        // Written so that NaN fails every test.
-        let t = self.temperature;
-        if !(0.0..=100.0).contains(&t) {
-            return fail("temperature", "from 0 (greedy) to 100", &t);
-        }
-        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return fail("top_p", "above 0 and at most 1", &self.top_p);
-        }
-        if !(0.0..=1.0).contains(&self.min_p) {
-            return fail("min_p", "from 0 to 1", &self.min_p);
-        }
-        let r = self.repetition_penalty;
-        if !(r > 0.0 && r <= 10.0) {
-            return fail("repetition_penalty", "above 0 and at most 10", &r);
-        }
-        for (field, value) in [
-            ("presence_penalty", self.presence_penalty),
-            ("frequency_penalty", self.frequency_penalty),
-        ] {
-            if !(-2.0..=2.0).contains(&value) {
-                return fail(field, "from -2 to 2", &value);
-            }
-        }
-        for &(id, bias) in &self.logit_bias {
-            if id as usize >= vocab {
-                let expected = format!("of token ids below {vocab}");
-                return fail("logit_bias", &expected, &id);
-            }
-            if !(-100.0..=100.0).contains(&bias) {
-                return fail("logit_bias", "from -100 to 100", &bias);
-            }
-        }
-        Ok(())
-    }
-
-    fn adjusts_logits(&self) -> bool {
-        self.repetition_penalty != 1.0
-            || self.presence_penalty != 0.0
-            || self.frequency_penalty != 0.0
-            || !self.logit_bias.is_empty()
-    }
-}
 
 /// A chosen token.
 #[derive(Debug, Clone, PartialEq)]
@@ -162,6 +60,9 @@ pub enum SampleError {
     /// Every id is padding.
     #[error("the vocabulary holds no token that may be sampled")]
     Empty,
+    /// The mask leaves nothing.
+    #[error("the mask allows no token at all")]
+    NothingAllowed,
 }
 
 /// Chooses one sequence's tokens, one a step.
@@ -181,6 +82,8 @@ pub struct Sampler {
     step: u64,
     /// Adjusted logits, where anything adjusts them.
     adjusted: Vec<f32>,
+    /// Allowed logits side by side, where a mask leaves many holes.
+    gathered: Gathered,
 }
 
 /// The chosen token's log-probability, and the likeliest tokens with theirs.
@@ -212,6 +115,7 @@ impl Sampler {
             seed: sampling.seed.unwrap_or_else(fresh_seed),
             step: 0,
             adjusted: Vec::new(),
+            gathered: Gathered::default(),
             sampling: sampling.clone(),
         }
     }
@@ -221,8 +125,12 @@ impl Sampler {
         self.seed
     }
 
-    /// Chooses the next token from raw logits `[vocab]` and remembers it.
-    pub fn sample(&mut self, logits: &[f32]) -> Result<Sampled, SampleError> {
+    /// Chooses the next token from raw logits `[vocab]`, among those that `mask` allows, and
+    /// remembers it.
+    ///
+    /// # Errors
+    /// When a logit is not finite, their number is wrong, or nothing may be sampled.
+    pub fn sample(&mut self, logits: &[f32], mask: &Mask) -> Result<Sampled, SampleError> {
         if logits.len() != self.vocab {
             return Err(SampleError::Length {
                 expected: self.vocab,
@@ -240,11 +148,11 @@ impl Sampler {
             adjusted.clear();
             adjusted.extend_from_slice(logits);
             self.adjust(&mut adjusted);
-            let id = self.choose(&adjusted);
+            let id = self.choose_among(&adjusted, mask);
             self.adjusted = adjusted;
             id?
         } else {
-            self.choose(logits)?
+            self.choose_among(logits, mask)?
         };
         self.step += 1;
         if self.sampling.adjusts_logits() {
@@ -283,10 +191,48 @@ impl Sampler {
         }
     }
 
-    /// The token for these adjusted logits. `allowed` is not empty.
-    fn choose(&self, logits: &[f32]) -> Result<u32, SampleError> {
+    /// The token for these adjusted logits among those that `mask` allows.
+    fn choose_among(&mut self, logits: &[f32], mask: &Mask) -> Result<u32, SampleError> {
+        match mask {
+            Mask::Any => self.choose(logits, &self.allowed),
+            Mask::Except(ids) => self.choose(logits, &mask::without(&self.allowed, ids)),
+            Mask::Only(ids) => {
+                self.choose_gathered(|gathered, allowed| gathered.only(logits, allowed, ids))
+            }
+            Mask::Bits(words) => {
+                self.choose_gathered(|gathered, allowed| gathered.bits(logits, allowed, words))
+            }
+        }
+    }
+
+    /// The choice among gathered logits: side by side in id order, it is the same as in their places.
+    fn choose_gathered(
+        &mut self,
+        gather: impl FnOnce(&mut Gathered, &[Range<usize>]),
+    ) -> Result<u32, SampleError> {
+        let mut gathered = std::mem::take(&mut self.gathered);
+        gather(&mut gathered, &self.allowed);
+        let all = 0..gathered.logits.len();
+        let id = |place: usize| gathered.ids.get(place).copied().unwrap_or_default();
+        let chosen = match self.choose(&gathered.logits, &[all]) {
+            Ok(place) => Ok(id(place as usize)),
+            Err(SampleError::NotFinite { id: place, value }) => Err(SampleError::NotFinite {
+                id: id(place) as usize,
+                value,
+            }),
+            Err(error) => Err(error),
+        };
+        self.gathered = gathered;
+        chosen
+    }
+
+    /// The token for these adjusted logits within `allowed`.
+    fn choose(&self, logits: &[f32], allowed: &[Range<usize>]) -> Result<u32, SampleError> {
+        if allowed.iter().all(Range::is_empty) {
+            return Err(SampleError::NothingAllowed);
+        }
         let s = &self.sampling;
-        let best = select::argmax(logits, &self.allowed).ok_or_else(|| not_finite(logits))?;
+        let best = select::argmax(logits, allowed).ok_or_else(|| not_finite(logits))?;
         if s.temperature < GREEDY_BELOW || s.top_k == 1 {
             return Ok(best.id);
         }
@@ -294,10 +240,10 @@ impl Sampler {
         let (max, scale) = (best.logit, 1.0 / s.temperature);
         let truncates_by_rank = s.top_k > 0 || s.top_p < 1.0;
         if !truncates_by_rank && s.min_p == 0.0 {
-            let id = draw_from_all(logits, &self.allowed, max, scale, u);
+            let id = draw_from_all(logits, allowed, max, scale, u);
             return Ok(id);
         }
-        let blocks = BlockMax::new(logits, &self.allowed);
+        let blocks = BlockMax::new(logits, allowed);
         let weight = |c: &Candidate| exp((c.logit - max) * scale);
         let mut kept = if s.top_k > 0 {
             let mut kept = blocks.top_k(s.top_k);
@@ -307,7 +253,7 @@ impl Sampler {
             }
             kept
         } else if s.top_p < 1.0 {
-            let total = sum_exp(logits, &self.allowed, max, scale);
+            let total = sum_exp(logits, allowed, max, scale);
             blocks.top_mass(f64::from(s.top_p) * total, max, s.temperature, weight)
         } else {
             blocks.at_least(min_p_threshold(max, s))

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     backend::{Backend, Batch, KV_BLOCK, LogitRows, Segment},
     kv::BlockAllocator,
-    sampler::Sampler,
+    sampler::{Mask, Sampler},
 };
 use anyhow::{Context, Result, ensure};
 use std::{sync::mpsc, thread::JoinHandle, time::Instant};
@@ -348,7 +348,7 @@ impl Worker {
                 self.slot
                     .append(self.backend.as_mut(), &[token], LogitRows::Last)?;
             }
-            let sampled = sampler.sample(self.backend.logits(0))?;
+            let sampled = sampler.sample(self.backend.logits(0), &Mask::Any)?;
             usage.generated_tokens += 1;
             let id = sampled.id;
             last = Some(id);

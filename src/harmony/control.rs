@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 
 /// A control token of Harmony.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Control {
+pub(crate) enum Control {
     Start,
     Message,
     Channel,
@@ -18,7 +18,7 @@ pub(super) enum Control {
 
 /// Their ids.
 #[derive(Debug, Clone)]
-pub(super) struct Controls {
+pub(crate) struct Controls {
     pub start: u32,
     pub message: u32,
     pub channel: u32,

@@ -16,6 +16,8 @@ mod render;
 mod schema;
 mod turn;
 
+pub(crate) use control::Controls;
+
 pub use account::{Account, Class, Piece, Repair, Repairs};
 pub use message::{
     Builtin, Channel, Conversation, Effort, Message, ResponseFormat, Role, Tool, today,

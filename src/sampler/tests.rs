@@ -112,7 +112,7 @@ proptest! {
         let wide = naive(&row, &padding, &s, slack);
         let narrow = naive(&row, &padding, &s, -slack);
         for step in 0..4 {
-            let id = sampler.sample(&row).unwrap().id;
+            let id = sampler.sample(&row, &Mask::Any).unwrap().id;
             let u = uniform(seed, step);
             if top_k == 1 {
                 prop_assert_eq!(id, narrow[0].0);
@@ -120,6 +120,89 @@ proptest! {
                 check_draw(&wide, id, u, 1e-5)?;
             } else {
                 prop_assert!(wide.iter().any(|c| c.0 == id));
+            }
+        }
+    }
+
+    #[test]
+    fn masked_draws_agree_with_the_naive_sampler(
+        row in logits(3000),
+        holes in prop::collection::vec(any::<bool>(), 3000),
+        dense in any::<bool>(),
+        temperature in prop_oneof![Just(0.0f32), 0.05f32..3.0],
+        top_k in prop_oneof![Just(0usize), 1usize..60],
+        top_p in prop_oneof![Just(1.0f32), 0.01f32..1.0],
+        min_p in prop_oneof![Just(0.0f32), 0.001f32..1.0],
+        seed in any::<u64>(),
+        padding_from in 1usize..4000,
+    ) {
+        let vocab = row.len() as u32;
+        let padding: Vec<u32> = (padding_from.min(row.len()) as u32..vocab).collect();
+        // Dense masks have whole words, sparse ones hardly any.
+        let hole = |id: &u32| holes[*id as usize] && (!dense || id % 67 == 0);
+        let (out, allowed): (Vec<u32>, Vec<u32>) = (0..vocab).partition(hole);
+        let mut words = vec![0u32; row.len().div_ceil(32)];
+        allowed.iter().for_each(|id| words[*id as usize / 32] |= 1 << (id % 32));
+        let mut forbidden = padding.clone();
+        forbidden.extend(&out);
+        prop_assume!((0..vocab).any(|id| !forbidden.contains(&id)));
+        let s = Sampling { temperature, top_k, top_p, min_p, seed: Some(seed), ..Sampling::default() };
+        let naive_s = Sampling { temperature: temperature.max(1e-9), ..s.clone() };
+        let slack = 3e-6;
+        let wide = naive(&row, &forbidden, &naive_s, slack);
+        let narrow = naive(&row, &forbidden, &naive_s, -slack);
+        let masks = [
+            Mask::Except(out.clone().into()),
+            Mask::Only(allowed.iter().rev().copied().collect()),
+            Mask::Bits(words),
+        ];
+        for mask in masks {
+            let mut sampler = Sampler::new(&s, row.len(), &padding, None, &[]);
+            let mut restricted = Sampler::new(&s, row.len(), &forbidden, None, &[]);
+            for step in 0..3 {
+                let id = sampler.sample(&row, &mask).unwrap().id;
+                prop_assert!(mask.allows(id) && !padding.contains(&id));
+                let same = restricted.sample(&row, &Mask::Any).unwrap().id;
+                if temperature == 0.0 || top_k == 1 {
+                    prop_assert_eq!(id, same);
+                } else if wide.len() == narrow.len() {
+                    let u = uniform(seed, step);
+                    check_draw(&wide, id, u, 1e-5)?;
+                    check_draw(&wide, same, u, 1e-5)?;
+                } else {
+                    prop_assert!(wide.iter().any(|c| c.0 == id));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bias_and_penalties_count_inside_a_mask_and_logprobs_ignore_it(
+        row in prop::collection::vec(-8.0f32..8.0, 40),
+        bias in -20.0f32..20.0, presence in -2.0f32..2.0,
+        allowed in prop::collection::btree_set(0u32..40, 2..20),
+    ) {
+        let allowed: Vec<u32> = allowed.into_iter().collect();
+        let biased = allowed[allowed.len() / 2];
+        let s = Sampling {
+            temperature: 0.0, presence_penalty: presence, logit_bias: vec![(biased, bias)], ..Sampling::default()
+        };
+        let mask = Mask::Only(allowed.clone().into());
+        let mut sampler = Sampler::new(&s, 40, &[], Some(40), &[]);
+        let mut adjusted = row.clone();
+        adjusted[biased as usize] += bias;
+        let total: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
+        for _ in 0..4 {
+            let best = |a: &&u32, b: &&u32| adjusted[**a as usize].total_cmp(&adjusted[**b as usize]);
+            let expected = *allowed.iter().rev().max_by(best).unwrap();
+            let sampled = sampler.sample(&row, &mask).unwrap();
+            prop_assert_eq!(sampled.id, expected);
+            let exact = f64::from(row[expected as usize]) - total.ln();
+            prop_assert!((f64::from(sampled.logprob.unwrap()) - exact).abs() < 1e-5);
+            prop_assert_eq!(sampled.top.len(), 40);
+            if row[expected as usize] == adjusted[expected as usize]
+                || (expected == biased && row[expected as usize] + bias == adjusted[expected as usize]) {
+                adjusted[expected as usize] -= presence;
             }
         }
     }
@@ -165,7 +248,7 @@ proptest! {
             temperature: 0.3, top_k: 3, presence_penalty: 1.0, logit_bias: vec![(1, bias)], seed: Some(1),
             ..Sampling::default()
         };
-        let sampled = Sampler::new(&s, row.len(), &padding, Some(n), &[]).sample(&row).unwrap();
+        let sampled = Sampler::new(&s, row.len(), &padding, Some(n), &[]).sample(&row, &Mask::Any).unwrap();
         let total: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
         let exact = |id: u32| f64::from(row[id as usize]) - total.ln();
         prop_assert!((f64::from(sampled.logprob.unwrap()) - exact(sampled.id)).abs() < 1e-5);
@@ -207,7 +290,7 @@ proptest! {
                 }
             }
             let best = (0..40u32).rev().max_by(|&a, &b| x[a as usize].total_cmp(&x[b as usize])).unwrap();
-            let id = sampler.sample(&row).unwrap().id;
+            let id = sampler.sample(&row, &Mask::Any).unwrap().id;
             prop_assert_eq!(id, best);
             answer.push(id);
         }
@@ -244,7 +327,7 @@ fn frequencies_follow_the_distribution() {
         let draws = 200_000;
         let mut counts = [0f64; 8];
         for _ in 0..draws {
-            counts[sampler.sample(&row).unwrap().id as usize] += 1.0;
+            counts[sampler.sample(&row, &Mask::Any).unwrap().id as usize] += 1.0;
         }
         let chi: f64 = p
             .iter()
@@ -272,7 +355,7 @@ fn padding_is_never_sampled_nor_listed() {
             };
             let mut sampler = Sampler::new(&s, 300, &padding, Some(300), &[]);
             for _ in 0..50 {
-                let sampled = sampler.sample(&row).unwrap();
+                let sampled = sampler.sample(&row, &Mask::Any).unwrap();
                 assert!(!padding.contains(&sampled.id));
                 assert_eq!(sampled.top.len(), 200);
                 assert!(sampled.top.iter().all(|(id, _)| !padding.contains(id)));
@@ -281,7 +364,42 @@ fn padding_is_never_sampled_nor_listed() {
     }
     let all: Vec<u32> = (0..300).collect();
     let mut sampler = Sampler::new(&Sampling::default(), 300, &all, None, &[]);
-    assert_eq!(sampler.sample(&row), Err(SampleError::Empty));
+    assert_eq!(sampler.sample(&row, &Mask::Any), Err(SampleError::Empty));
+}
+
+#[test]
+fn a_mask_may_forbid_everything_and_says_so() {
+    let row = [0.5f32; 70];
+    let nothing = [
+        Mask::Only([].into()),
+        Mask::Only([69, 70, 1000].into()),
+        Mask::Bits(Vec::new()),
+        Mask::Bits(vec![0, 0, 1 << 5, u32::MAX]),
+        Mask::Except((0..69).collect()),
+    ];
+    for mask in nothing {
+        let mut sampler = Sampler::new(&Sampling::default(), 70, &[69], None, &[]);
+        let error = sampler.sample(&row, &mask).unwrap_err();
+        assert_eq!(error, SampleError::NothingAllowed, "{mask:?}");
+        assert!(sampler.sample(&row, &Mask::Any).is_ok());
+    }
+    // A broken logit counts where it may be chosen.
+    let mut row = row;
+    row[40] = f32::NAN;
+    let mut sampler = Sampler::new(&Sampling::default(), 70, &[], None, &[]);
+    for (mask, id) in [
+        (Mask::Only([3].into()), 3),
+        (Mask::Bits(vec![0, 1 << 31]), 63),
+    ] {
+        assert_eq!(sampler.sample(&row, &mask).map(|s| s.id), Ok(id));
+    }
+    for mask in [Mask::Only([3, 40].into()), Mask::Bits(vec![0, 0x180])] {
+        let error = sampler.sample(&row, &mask).unwrap_err();
+        assert!(
+            matches!(error, SampleError::NotFinite { id: 40, .. }),
+            "{error}"
+        );
+    }
 }
 
 #[test]
@@ -290,20 +408,20 @@ fn broken_logits_are_an_error() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut row = [1.0f32; 64];
         row[37] = bad;
-        let error = sampler.sample(&row).unwrap_err();
+        let error = sampler.sample(&row, &Mask::Any).unwrap_err();
         assert!(
             matches!(error, SampleError::NotFinite { id: 37, .. }),
             "{error}"
         );
     }
     assert_eq!(
-        sampler.sample(&[0.0; 63]),
+        sampler.sample(&[0.0; 63], &Mask::Any),
         Err(SampleError::Length {
             expected: 64,
             found: 63
         })
     );
-    assert!(sampler.sample(&[0.0; 64]).is_ok());
+    assert!(sampler.sample(&[0.0; 64], &Mask::Any).is_ok());
 }
 
 #[test]
@@ -325,7 +443,7 @@ fn extreme_but_finite_values_sample() {
                 };
                 let mut sampler = Sampler::new(&s, 4, &[], Some(4), &[0, 1, 2, 3]);
                 for _ in 0..5 {
-                    assert!(sampler.sample(&row).unwrap().id < 4);
+                    assert!(sampler.sample(&row, &Mask::Any).unwrap().id < 4);
                 }
             }
         }
@@ -426,7 +544,7 @@ fn a_seed_gives_the_same_tokens() {
         };
         let mut sampler = Sampler::new(&s, row.len(), &[], None, &[]);
         (0..50)
-            .map(|_| sampler.sample(&row).unwrap().id)
+            .map(|_| sampler.sample(&row, &Mask::Any).unwrap().id)
             .collect::<Vec<_>>()
     };
     assert_eq!(run(7), run(7));

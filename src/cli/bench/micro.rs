@@ -4,7 +4,7 @@ use crate::{
     backend::cpu::micro::{self, KernelSpeed},
     cli::model::Loaded,
     harmony::{Parser, ToolNames},
-    sampler::{Sampler, Sampling},
+    sampler::{Mask, Sampler, Sampling},
     tokenizer::{Tokenizer, sample},
 };
 use anyhow::Result;
@@ -114,7 +114,7 @@ pub fn measure(loaded: &Loaded) -> Result<Micro> {
     let samples = ways.into_iter().map(|(name, sampling, logprobs)| {
         let mut sampler = Sampler::new(&sampling, vocab, padding, logprobs, &[]);
         let each = 50;
-        let time = best(|| (0..each).all(|_| sampler.sample(&logits).is_ok()));
+        let time = best(|| (0..each).all(|_| sampler.sample(&logits, &Mask::Any).is_ok()));
         (name, time / each)
     });
     Ok(Micro {

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     backend::{Backend, Batch, LogitRows, Segment},
     bandwidth, machine,
-    sampler::{Sampler, Sampling},
+    sampler::{Mask, Sampler, Sampling},
     tokenizer::{TokenKind, Tokenizer},
 };
 use anyhow::Result;
@@ -246,7 +246,7 @@ impl Driver {
     fn decode(&mut self, count: usize) -> Result<()> {
         for _ in 0..count {
             self.append(1, LogitRows::Last)?;
-            self.sampler.sample(self.backend.logits(0))?;
+            self.sampler.sample(self.backend.logits(0), &Mask::Any)?;
         }
         Ok(())
     }
