@@ -4,6 +4,9 @@
 #[allow(dead_code)]
 mod common;
 mod hostile;
+mod load;
+mod program;
+mod random_turns;
 mod scripted;
 #[allow(dead_code)]
 mod support;
