@@ -61,7 +61,7 @@ pub struct Try {
 
 pub enum Expect {
     Fine,
-    /// 400 with one of these codes, about this place.
+    /// 400 with one of these codes (any, if there are none here), about this place.
     Refused(&'static [&'static str], String),
     /// 404 about this place.
     Missing(String),
@@ -175,7 +175,16 @@ impl Plan<'_> {
                 place.with(&body, Some(Value::Null)),
             );
         }
-        let mut wrong = case.bad.clone();
+        for value in &case.bad {
+            let what = format!("{path} = {value}");
+            self.wrong(
+                what,
+                place.with(&body, Some(value.clone())),
+                &[],
+                place.param(),
+            );
+        }
+        let mut wrong = Vec::new();
         for (name, value) in samples() {
             if !has(name) && !(name == "integer" && has("number")) {
                 wrong.push(value);
