@@ -27,6 +27,7 @@ pub mod machine;
 pub mod quant;
 pub mod sampler;
 pub mod server;
+pub mod stop;
 pub mod synth;
 pub mod tokenizer;
 pub mod weights;

@@ -1,10 +1,11 @@
 //! One request's events to text: the answer to stdout as it comes, reasoning (if wanted) dimmed to
 //! stderr, and an [`Answer`] that has lost nothing of what the model said.
 
-use super::{interrupt, model::BATCH_TOKENS, stop::StopStrings};
+use super::{interrupt, model::BATCH_TOKENS};
 use crate::{
     engine::{Engine, Event, FinishReason, Request, Usage},
     harmony::{Delta, Message, Parser, Part, Turn},
+    stop::StopStrings,
     tokenizer::{StreamDecoder, Tokenizer},
 };
 use anyhow::{Result, bail};

@@ -17,7 +17,6 @@ mod run;
 mod sampling;
 mod score;
 pub mod serve;
-mod stop;
 mod synth;
 
 use clap::{Parser, Subcommand};

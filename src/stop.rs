@@ -1,11 +1,12 @@
-//! Stop strings in streamed text.
+//! Stop strings in streamed text, for the command line and the server.
 
 /// Passes text through up to the first stop string. What could be the beginning of one is held back
 /// until it is decided, so no part of a stop string is ever given out.
 pub struct StopStrings {
     stops: Vec<String>,
     held: String,
-    hit: bool,
+    /// Which of them has come.
+    hit: Option<usize>,
 }
 
 impl StopStrings {
@@ -14,28 +15,33 @@ impl StopStrings {
         StopStrings {
             stops: stops.iter().filter(|s| !s.is_empty()).cloned().collect(),
             held: String::new(),
-            hit: false,
+            hit: None,
         }
     }
 
     /// Whether a stop string has come; nothing passes from then on.
     pub fn hit(&self) -> bool {
-        self.hit
+        self.hit.is_some()
+    }
+
+    /// The stop string that has come.
+    pub fn matched(&self) -> Option<&str> {
+        Some(self.stops.get(self.hit?)?.as_str())
     }
 
     /// The text that is certain by now.
     pub fn push(&mut self, text: &str) -> String {
-        if self.hit {
+        if self.hit() {
             return String::new();
         }
         self.held.push_str(text);
         // Where two overlap, the one that is complete first: so the cutting makes no difference.
-        let found = self.stops.iter().filter_map(|stop| {
+        let found = self.stops.iter().enumerate().filter_map(|(i, stop)| {
             let at = self.held.find(stop.as_str())?;
-            Some((at + stop.len(), at))
+            Some((at + stop.len(), at, i))
         });
-        if let Some((_, at)) = found.min() {
-            self.hit = true;
+        if let Some((_, at, stop)) = found.min() {
+            self.hit = Some(stop);
             self.held.truncate(at);
             return std::mem::take(&mut self.held);
         }
@@ -84,6 +90,7 @@ mod tests {
                 prop_assert!(whole[..first.unwrap_or(whole.len())].starts_with(&passed));
             }
             prop_assert_eq!(filter.hit(), first.is_some());
+            prop_assert!(filter.matched().is_none_or(|stop| whole[passed.len()..].starts_with(stop)));
             passed += &filter.finish();
             prop_assert_eq!(passed, &whole[..first.unwrap_or(whole.len())]);
         }
@@ -97,7 +104,7 @@ mod tests {
         assert_eq!(filter.push("N"), "");
         assert_eq!(filter.push("d"), "ENd");
         assert_eq!(filter.push(". END more"), ". ");
-        assert!(filter.hit());
+        assert_eq!(filter.matched(), Some("END"));
         assert_eq!(filter.push("more"), "");
         assert_eq!(filter.finish(), "");
     }
