@@ -4,16 +4,22 @@
 //! end. Each endpoint's module has `routes()`, which also describe themselves for `/openapi.json`.
 
 mod auth;
+pub mod chat;
+pub mod completions;
 pub mod error;
 pub mod extract;
 mod gate;
+pub mod id;
 mod limits;
 mod log;
 pub mod metrics;
 pub mod models;
+pub mod sampling;
 pub mod settings;
 pub mod sse;
 pub mod state;
+pub mod turn;
+mod usage;
 
 pub use models::Served;
 pub use settings::Settings;
@@ -22,9 +28,15 @@ pub use state::App;
 use std::sync::Arc;
 use utoipa_axum::router::OpenApiRouter;
 
+/// `system_fingerprint`: what computes, which may change with the version.
+const FINGERPRINT: &str = concat!("gossamer-", env!("CARGO_PKG_VERSION"));
+
 /// Every endpoint, testable without a socket.
 pub fn router(app: Arc<App>) -> axum::Router {
-    let (router, _openapi) = OpenApiRouter::new().split_for_parts();
+    let (router, _openapi) = OpenApiRouter::new()
+        .merge(chat::routes())
+        .merge(completions::routes())
+        .split_for_parts();
     router.with_state(app)
 }
 

@@ -10,7 +10,7 @@ use super::{
     settings::Settings,
     state::Life,
 };
-use crate::{engine::Engine, tokenizer::Tokenizer};
+use crate::{engine::Engine, grammar::Grammars, tokenizer::Tokenizer};
 use anyhow::{Context, Result, ensure};
 use axum::http::StatusCode;
 use std::{
@@ -112,6 +112,8 @@ pub struct Served {
     live: Live,
     /// Its vocabulary.
     pub tokenizer: Arc<Tokenizer>,
+    /// What makes its rules masks.
+    pub grammars: Grammars,
     /// What its header says.
     pub facts: Facts,
     /// What the server was told.
@@ -380,6 +382,7 @@ impl Inner {
                     name: name.clone(),
                     live: gate.live(),
                     engine: Arc::new(gate),
+                    grammars: Grammars::new(tokenizer.clone()),
                     tokenizer,
                     facts,
                     settings: self.settings.clone(),

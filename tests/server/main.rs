@@ -11,3 +11,4 @@ mod scripted;
 #[allow(dead_code)]
 mod support;
 mod table;
+mod turn;

@@ -1,0 +1,439 @@
+//! `POST /v1/completions`: text or token ids in, what the model makes of them out.
+//!
+//! No conversation and no Harmony: the prompt goes to the model as it is. Text in it is text, also
+//! where it looks like a control token; those come as ids only.
+
+mod request;
+mod run;
+
+use super::{
+    chat::{format, now},
+    error::ApiError,
+    extract::Body,
+    models::Served,
+    sampling,
+    settings::Settings,
+    sse::{self, SseEvent},
+    state::App,
+    usage::Total,
+};
+use crate::{
+    engine::{Cancel, Request},
+    grammar::Format,
+    sampler::{MaskSource, Sampling},
+    tokenizer::lossy,
+};
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use futures_util::{
+    Stream, StreamExt, TryStreamExt,
+    future::try_join_all,
+    stream::{self, BoxStream},
+};
+use request::{CompletionRequest, Prompt};
+use run::{Done, Piece, Reader, Run, Step, logprobs};
+use serde_json::{Value, json};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+/// OpenAI's default of `max_tokens` here.
+const MAX_TOKENS: usize = 16;
+
+/// This module's endpoint.
+pub fn routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::new().routes(routes!(create))
+}
+
+/// Continues prompts.
+#[utoipa::path(
+    post,
+    path = "/v1/completions",
+    tag = "completions",
+    request_body = CompletionRequest,
+    responses(
+        (status = 200, description = "The answers, or with `stream` their chunks",
+            content((Value = "application/json"), (String = "text/event-stream"))),
+        (status = "4XX", description = "What is wrong with the request", body = Value),
+        (status = "5XX", description = "The server's fault, or not its time", body = Value),
+    )
+)]
+async fn create(
+    State(app): State<Arc<App>>,
+    Body(request): Body<CompletionRequest>,
+) -> Result<Response, ApiError> {
+    let served = app.model(request.model.as_deref()).await?;
+    let settings = app.settings.clone();
+    let blocking = served.clone();
+    // Long prompts and large schemas take their time.
+    let read = move || {
+        let wanted = Wanted::read(request, &blocking, &settings)?;
+        let constraints = wanted.constraints(&blocking)?;
+        Ok((wanted, constraints))
+    };
+    let read = tokio::task::spawn_blocking(read).await;
+    let failed = |_| Err(ApiError::internal("The completion could not be started."));
+    let (wanted, constraints) = read.unwrap_or_else(failed)?;
+    let wanted = Arc::new(wanted);
+    let head = Head {
+        id: super::id::fresh("cmpl-"),
+        created: now(),
+        model: served.name.clone(),
+        n: wanted.n,
+        logprobs: wanted.logprobs.is_some(),
+        usage: wanted.usage,
+        explain: wanted.explain,
+    };
+    // Many choices take their turns: the queue is for other requests.
+    let at_once = served.engine.info().slots.max(1);
+    let streamed = wanted.stream;
+    let mut runs = wanted.start(served, constraints);
+    if !streamed {
+        let answers = stream::iter(runs).map(whole).buffered(at_once);
+        let answers = answers.try_collect().await?;
+        return Ok(Json(response(&head, answers)).into_response());
+    }
+    let mut first: Vec<Run> = runs.by_ref().take(at_once).collect();
+    // What fails before a request is admitted becomes the status; a long wait must not look like one.
+    let admitted = try_join_all(first.iter_mut().map(Run::admitted));
+    if let Ok(failed) = tokio::time::timeout(app.settings.keep_alive, admitted).await {
+        failed?;
+    }
+    let keep_alive = Some(app.settings.keep_alive);
+    Ok(sse::stream(
+        events(head, first.into_iter().chain(runs), at_once),
+        keep_alive,
+    ))
+}
+
+/// A request, checked.
+struct Wanted {
+    /// Token ids of each prompt, at least one.
+    prompts: Vec<Vec<u32>>,
+    n: usize,
+    sampling: Sampling,
+    max_tokens: usize,
+    stop: Vec<String>,
+    logprobs: Option<usize>,
+    echo: bool,
+    format: Option<Format>,
+    stream: bool,
+    usage: bool,
+    explain: bool,
+}
+
+impl Wanted {
+    fn read(
+        mut request: CompletionRequest,
+        served: &Served,
+        settings: &Settings,
+    ) -> Result<Wanted, ApiError> {
+        let n = sampling::count("n", request.n, settings.max_n)?;
+        if request
+            .suffix
+            .as_ref()
+            .is_some_and(|suffix| !suffix.is_empty())
+        {
+            let text = "gpt-oss can't fill in the middle: leave 'suffix' out.";
+            return Err(ApiError::unsupported("suffix", text));
+        }
+        if request.best_of.is_some_and(|best_of| best_of != n as u64) {
+            let text = "All answers are returned, none is chosen: 'best_of' must be 'n'.";
+            return Err(ApiError::unsupported("best_of", text));
+        }
+        let vocab = served.tokenizer.vocab_size();
+        let fields = request.sampling();
+        let shape = format::read(request.response_format.as_ref(), settings)?;
+        let options = request.stream_options.take().unwrap_or_default();
+        let own = request.gossamer.take().unwrap_or_default();
+        let logprobs = request.logprobs;
+        let rivals = sampling::rivals("logprobs", logprobs, settings)?;
+        let limit = sampling::max_tokens("max_tokens", request.max_tokens, 0)?;
+        Ok(Wanted {
+            sampling: fields.sampling(settings, served.default_temperature(), vocab)?,
+            max_tokens: limit.unwrap_or(MAX_TOKENS),
+            stop: sampling::stops(request.stop, settings)?,
+            prompts: prompts(request.prompt, served, settings)?,
+            n,
+            logprobs: logprobs.map(|_| rivals),
+            echo: request.echo.unwrap_or(false),
+            format: shape.map(|(format, _)| format),
+            stream: request.stream.unwrap_or(false),
+            usage: options.include_usage.unwrap_or(false),
+            explain: own.explain_cache.unwrap_or(false),
+        })
+    }
+
+    /// One for each choice.
+    fn constraints(&self, served: &Served) -> Result<Vec<Option<Box<dyn MaskSource>>>, ApiError> {
+        let one = |_| match &self.format {
+            None => Ok(None),
+            Some(format) => Ok(Some(served.grammars.raw(format)?)),
+        };
+        (0..self.prompts.len() * self.n).map(one).collect()
+    }
+
+    /// The choices, prompt by prompt. Each starts when it is taken.
+    fn start(
+        self: Arc<Self>,
+        served: Arc<Served>,
+        constraints: Vec<Option<Box<dyn MaskSource>>>,
+    ) -> impl Iterator<Item = Run> + Send + 'static {
+        let choices = constraints.into_iter().enumerate();
+        choices.filter_map(move |(index, constraint)| {
+            let (prompt, choice) = (index / self.n, index % self.n);
+            Some(self.choice(
+                &served,
+                self.prompts.get(prompt)?,
+                choice as u64,
+                constraint,
+            ))
+        })
+    }
+
+    fn choice(
+        &self,
+        served: &Served,
+        prompt: &[u32],
+        choice: u64,
+        constraint: Option<Box<dyn MaskSource>>,
+    ) -> Run {
+        let tok = &served.tokenizer;
+        let cancel = Cancel::default();
+        let told = self.echo && self.logprobs.is_some();
+        let mut reader = Reader::new(tok.clone(), &self.stop, self.logprobs.is_some(), told);
+        let mut ready = VecDeque::new();
+        if self.echo && !told {
+            ready.push_back(reader.prefix(lossy(&tok.decode(prompt)).into_owned()));
+        }
+        let events = served.engine.submit(Request {
+            tokens: prompt.to_vec(),
+            sampling: Sampling {
+                seed: self.sampling.seed.map(|seed| seed.wrapping_add(choice)),
+                ..self.sampling.clone()
+            },
+            max_tokens: Some(self.max_tokens),
+            stop_ids: tok.stop_ids(),
+            logprobs: self.logprobs,
+            prompt_logprobs: self.logprobs.filter(|_| told),
+            constraint,
+            cancel: cancel.clone(),
+        });
+        Run {
+            events,
+            cancel,
+            reader,
+            ready,
+        }
+    }
+}
+
+/// The prompts' token ids. An empty prompt is a new document, as one that is not there.
+fn prompts(
+    prompt: Option<Prompt>,
+    served: &Served,
+    settings: &Settings,
+) -> Result<Vec<Vec<u32>>, ApiError> {
+    let tok = &served.tokenizer;
+    let prompts = match prompt {
+        None => vec![Vec::new()],
+        Some(Prompt::Tokens(prompts)) => prompts,
+        Some(Prompt::Texts(texts)) => texts.iter().map(|text| tok.encode(text)).collect(),
+    };
+    let most = settings.max_prompts;
+    let invalid = |text: String| {
+        Err(ApiError::invalid(
+            "prompt",
+            format!("Invalid 'prompt': {text}."),
+        ))
+    };
+    if prompts.len() > most {
+        return invalid(format!(
+            "expected at most {most} prompts, found {}",
+            prompts.len()
+        ));
+    }
+    let context = served.engine.info().context;
+    let vocab = tok.vocab_size();
+    let mut checked = Vec::with_capacity(prompts.len());
+    for mut prompt in prompts {
+        if prompt.is_empty() {
+            match tok.special("<|endoftext|>") {
+                Some(id) => prompt.push(id),
+                None => return invalid("expected some text, found none".to_owned()),
+            }
+        }
+        if let Some(id) = prompt.iter().find(|&&id| id as usize >= vocab) {
+            return invalid(format!("expected token ids below {vocab}, found {id}"));
+        }
+        if prompt.len() >= context {
+            return Err(ApiError::context_length(prompt.len(), context).param("prompt"));
+        }
+        checked.push(prompt);
+    }
+    Ok(checked)
+}
+
+/// What all chunks of a response share.
+struct Head {
+    id: String,
+    created: u64,
+    model: String,
+    /// Choices of each prompt.
+    n: usize,
+    logprobs: bool,
+    usage: bool,
+    explain: bool,
+}
+
+impl Head {
+    fn object(&self, choices: Value) -> Value {
+        json!({
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": super::FINGERPRINT,
+            "choices": choices,
+        })
+    }
+
+    fn choice(&self, index: usize, piece: &Piece, finish: Option<&str>) -> Value {
+        json!({
+            "text": piece.text,
+            "index": index,
+            "logprobs": self.logprobs.then(|| logprobs(&piece.tokens)),
+            "finish_reason": finish,
+        })
+    }
+
+    fn total<'a>(&self, done: impl IntoIterator<Item = &'a Done>) -> Value {
+        let done: Vec<&Done> = done.into_iter().collect();
+        let mut total = Total::default();
+        for choices in done.chunks(self.n) {
+            total.add(choices.iter().map(|done| (&done.usage, 0, done.miss)));
+        }
+        total.value(self.explain)
+    }
+}
+
+/// A choice to its end.
+async fn whole(mut run: Run) -> Result<(Piece, Box<Done>), ApiError> {
+    let mut whole = Piece::default();
+    let mut add = |piece: &mut Piece| {
+        whole.text += &piece.text;
+        whole.tokens.append(&mut piece.tokens);
+    };
+    loop {
+        match run.next().await {
+            Some(Step::Text(mut piece)) => add(&mut piece),
+            Some(Step::Done(mut done)) => {
+                add(&mut done.rest);
+                return Ok((whole, done));
+            }
+            Some(Step::Failed(error)) => return Err(error),
+            None => return Err(super::turn::stopped()),
+        }
+    }
+}
+
+fn response(head: &Head, answers: Vec<(Piece, Box<Done>)>) -> Value {
+    let choices = answers.iter().enumerate();
+    let choices: Vec<Value> = choices
+        .map(|(index, (piece, done))| head.choice(index, piece, Some(done.finish)))
+        .collect();
+    let mut response = head.object(json!(choices));
+    response["usage"] = head.total(answers.iter().map(|(_, done)| &**done));
+    response
+}
+
+/// The events of a response whose choices are `runs`, `at_once` of them at a time. Dropping it
+/// cancels them.
+fn events(
+    head: Head,
+    runs: impl Iterator<Item = Run> + Send + 'static,
+    at_once: usize,
+) -> impl Stream<Item = SseEvent> + Send {
+    let chunks = Chunks {
+        done: BTreeMap::new(),
+        runs: stream::iter(runs.enumerate())
+            .flat_map_unordered(at_once, indexed)
+            .boxed(),
+        head,
+        ready: VecDeque::new(),
+        over: false,
+    };
+    stream::unfold(chunks, |mut chunks| async move {
+        let event = chunks.next().await?;
+        Some((event, chunks))
+    })
+}
+
+fn indexed((index, run): (usize, Run)) -> BoxStream<'static, (usize, Step)> {
+    let steps = stream::unfold(run, |mut run| async move {
+        let step = run.next().await?;
+        Some((step, run))
+    });
+    steps.map(move |step| (index, step)).boxed()
+}
+
+struct Chunks {
+    head: Head,
+    runs: BoxStream<'static, (usize, Step)>,
+    done: BTreeMap<usize, Box<Done>>,
+    ready: VecDeque<SseEvent>,
+    over: bool,
+}
+
+impl Chunks {
+    async fn next(&mut self) -> Option<SseEvent> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Some(event);
+            }
+            if self.over {
+                return None;
+            }
+            match self.runs.next().await {
+                Some((index, Step::Text(piece))) => self.chunk(index, &piece, None),
+                Some((index, Step::Done(done))) => {
+                    self.chunk(index, &done.rest, Some(done.finish));
+                    self.done.insert(index, done);
+                }
+                Some((_, Step::Failed(error))) => {
+                    self.runs = stream::empty().boxed();
+                    self.over = true;
+                    self.ready.extend([SseEvent::error(&error), SseEvent::Done]);
+                }
+                None => self.end(),
+            }
+        }
+    }
+
+    fn chunk(&mut self, index: usize, piece: &Piece, finish: Option<&str>) {
+        let choice = self.head.choice(index, piece, finish);
+        self.send(json!([choice]), Value::Null);
+    }
+
+    fn send(&mut self, choices: Value, usage: Value) {
+        let mut chunk = self.head.object(choices);
+        if self.head.usage {
+            chunk["usage"] = usage;
+        }
+        self.ready.push_back(SseEvent::json(&chunk));
+    }
+
+    fn end(&mut self) {
+        self.over = true;
+        if self.head.usage {
+            let usage = self.head.total(self.done.values().map(|done| &**done));
+            self.send(json!([]), usage);
+        }
+        self.ready.push_back(SseEvent::Done);
+    }
+}
