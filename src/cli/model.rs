@@ -160,8 +160,19 @@ impl Common {
         Ok(model)
     }
 
-    /// Everything up to a back end that is ready. The demo model introduces itself on stderr.
+    /// Everything up to a back end that is ready, with room for one sequence. The demo model
+    /// introduces itself on stderr.
     pub fn open(&self) -> Result<Loaded> {
+        self.open_with(|context| Limits {
+            slots: 1,
+            kv_blocks: context.div_ceil(KV_BLOCK),
+            batch_tokens: BATCH_TOKENS.min(context),
+            snapshots: 0,
+        })
+    }
+
+    /// As [`Common::open`], with the room that `limits` makes for sequences of so many tokens.
+    pub fn open_with(&self, limits: impl FnOnce(usize) -> Limits) -> Result<Loaded> {
         let started = Instant::now();
         let is_demo = self.model.is_none();
         let gguf = self.open_gguf()?;
@@ -188,12 +199,7 @@ impl Common {
         let options = Options {
             backend: self.backend.clone(),
             threads: self.threads,
-            limits: Limits {
-                slots: 1,
-                kv_blocks: context.div_ceil(KV_BLOCK),
-                batch_tokens: BATCH_TOKENS.min(context),
-                snapshots: 0,
-            },
+            limits: limits(context),
         };
         let backend = backend::open(model.clone(), &options)?;
         spinner.finish_and_clear();

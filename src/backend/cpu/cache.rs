@@ -220,3 +220,90 @@ impl Cache {
         offset
     }
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use crate::config::{Rope, SWIGLU_LIMIT};
+
+    /// Bytes in memory of the mapping that holds `at`.
+    fn resident(at: *const u8) -> usize {
+        let maps = std::fs::read_to_string("/proc/self/smaps").expect("smaps");
+        let mut lines = maps.lines();
+        let holds = |line: &str| {
+            let range = line.split(' ').next().and_then(|r| r.split_once('-'));
+            let ends = range.map(|(a, b)| [a, b].map(|x| usize::from_str_radix(x, 16)));
+            matches!(ends, Some([Ok(a), Ok(b)]) if (a..b).contains(&at.addr()))
+        };
+        assert!(lines.any(holds), "no mapping holds it");
+        let line = lines.find_map(|l| l.strip_prefix("Rss:")).expect("Rss");
+        let kib = line.trim().trim_end_matches(" kB").parse::<usize>();
+        kib.expect("a number") * 1024
+    }
+
+    /// 256 slots, 100,000 blocks and 2,000 snapshots of gpt-oss-20b are 88 GB of addresses; memory is
+    /// what was written, give or take a huge page at its ends.
+    #[test]
+    fn room_costs_nothing_until_it_is_used() {
+        let config = Config {
+            name: "released".into(),
+            layers: 24,
+            hidden: 2880,
+            heads: 64,
+            kv_heads: 8,
+            head_dim: 64,
+            experts: 32,
+            experts_used: 4,
+            expert_width: 2880,
+            vocab: 201_088,
+            context: 131_072,
+            window: 128,
+            rms_eps: 1e-5,
+            swiglu_limit: SWIGLU_LIMIT,
+            rope: Rope {
+                theta: 150_000.0,
+                factor: 32.0,
+                original_context: 4096,
+                beta_fast: 32.0,
+                beta_slow: 1.0,
+                rounded: false,
+            },
+        };
+        let limits = Limits {
+            slots: 256,
+            kv_blocks: 100_000,
+            batch_tokens: 512,
+            snapshots: 2000,
+        };
+        let mut cache = Cache::new(&config, limits).expect("address space");
+        let before = resident(cache.rings.as_ptr());
+        let (k, v) = ([1.5; 64], [2.5; 64]);
+        for position in 0..128 {
+            for head in 0..8 {
+                for layer in 0..24 {
+                    let place = match config.is_sliding(layer) {
+                        true => Place::Ring(200),
+                        false => Place::Blocks(&[7, 99_999, 8, 9]),
+                    };
+                    // SAFETY: within the limits, on one thread.
+                    unsafe { cache.append(layer, place, head, position, &k, &v) };
+                }
+            }
+        }
+        cache.save(200, 1999);
+        cache.restore(255, 1999);
+        let snapshot = crate::backend::snapshot_bytes(&config) as usize;
+        assert_eq!(snapshot, cache.rings_bytes());
+        // Mappings that lie side by side are told as one: the blocks may count too.
+        let (huge, written) = (2 << 20, resident(cache.rings.as_ptr()) - before);
+        let most = 3 * (snapshot + 2 * huge) + 12 * 2 * huge;
+        let least = 3 * snapshot / 5 * 4; // 128 positions of rings of 160
+        assert!(
+            (least..most).contains(&written),
+            "{written} bytes for three places and 48 blocks"
+        );
+        // SAFETY: nobody writes.
+        let (_, values) = unsafe { cache.step(22, Place::Ring(255), 7, 127) };
+        assert!(values.iter().all(|&v| v == f16::from_f32(2.5).to_bits()));
+    }
+}

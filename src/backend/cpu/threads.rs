@@ -55,8 +55,19 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Starts `threads - 1` workers (at least one thread in all).
+    /// Starts `threads - 1` workers (at least one thread in all). If one can't be started, those that
+    /// were end.
     pub fn new(threads: usize) -> std::io::Result<Pool> {
+        Pool::start(threads, |id, work| {
+            let worker = std::thread::Builder::new().name(format!("gossamer-{id}"));
+            worker.spawn(work)
+        })
+    }
+
+    fn start(
+        threads: usize,
+        spawn: impl Fn(usize, Box<dyn FnOnce() + Send>) -> std::io::Result<JoinHandle<()>>,
+    ) -> std::io::Result<Pool> {
         let common = Arc::new(Common {
             threads: threads.max(1),
             state: Mutex::new(State {
@@ -71,17 +82,18 @@ impl Pool {
             arrived: AtomicUsize::new(0),
             epoch: AtomicUsize::new(0),
         });
-        let mut workers = Vec::new();
+        // Dropped on an error, it ends the workers that it has.
+        let mut pool = Pool {
+            common: common.clone(),
+            workers: Vec::new(),
+            running: Mutex::new(()),
+        };
         for id in 1..common.threads {
             let common = common.clone();
-            let worker = std::thread::Builder::new().name(format!("gossamer-{id}"));
-            workers.push(worker.spawn(move || common.work(id))?);
+            let worker = spawn(id, Box::new(move || common.work(id)))?;
+            pool.workers.push(worker);
         }
-        Ok(Pool {
-            common,
-            workers,
-            running: Mutex::new(()),
-        })
+        Ok(pool)
     }
 
     /// Threads, the caller included.
@@ -309,6 +321,23 @@ mod tests {
                 }
             }));
         }
+    }
+
+    #[test]
+    fn a_worker_that_cannot_start_ends_the_others() {
+        let ended = Arc::new(AtomicUsize::new(0));
+        let pool = Pool::start(8, |id, work| {
+            if id == 5 {
+                return Err(std::io::Error::other("no more threads"));
+            }
+            let ended = ended.clone();
+            Ok(std::thread::spawn(move || {
+                work();
+                ended.fetch_add(1, Ordering::Relaxed);
+            }))
+        });
+        assert!(pool.is_err());
+        assert_eq!(ended.load(Ordering::Relaxed), 4);
     }
 
     #[test]
