@@ -304,3 +304,45 @@ async fn queries_of_stored_responses_do_what_the_table_says() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+#[test]
+fn the_limits_are_those_of_the_program() {
+    let text =
+        std::fs::read_to_string(crate::common::root().join("docs/api.md")).expect("docs/api.md");
+    let limits = Settings::default();
+    let (mib, kib) = (|bytes: usize| bytes >> 20, |bytes: usize| bytes >> 10);
+    let (stored, hours) = (limits.max_stored_bytes, limits.stored_age.as_secs() / 3600);
+    let rows = [
+        format!("body | {} MiB", mib(limits.max_body_bytes)),
+        format!(
+            "arrays and objects in each other | {}",
+            limits.max_json_depth
+        ),
+        format!("JSON values in a body | {}", limits.max_json_values),
+        format!("`n` | {}", limits.max_n),
+        format!("prompts of a completions request | {}", limits.max_prompts),
+        format!(
+            "one JSON schema, expression or grammar | {} KiB",
+            kib(limits.max_schema_bytes)
+        ),
+        format!("tools | {}", limits.max_tools),
+        format!("entries of `logit_bias` | {}", limits.max_logit_bias),
+        format!("stop strings | {}, of 1024 bytes each", limits.max_stop),
+        format!("`top_logprobs` | {}", limits.max_logprobs),
+        format!(
+            "stored responses | {}, of {} MiB together, for {hours} hours; the oldest go first",
+            limits.max_stored_responses,
+            mib(stored)
+        ),
+        format!(
+            "background responses that run or wait | {}",
+            limits.max_background
+        ),
+    ];
+    for row in rows {
+        assert!(
+            text.contains(&format!("\n| {row} |\n")),
+            "docs/api.md lacks: {row}"
+        );
+    }
+}
