@@ -55,7 +55,7 @@ pub fn report(gguf: &Gguf, json: bool) -> Result<String> {
 }
 
 /// Parameters: all of them, and those that one token uses (its experts; not the embedding).
-fn parameters(gguf: &Gguf, config: Option<&Config>) -> (u64, u64) {
+pub(crate) fn parameters(gguf: &Gguf, config: Option<&Config>) -> (u64, u64) {
     let (mut all, mut active) = (0, 0);
     for tensor in &gguf.tensors {
         let values: u64 = tensor.dims.iter().product();
@@ -72,7 +72,7 @@ fn parameters(gguf: &Gguf, config: Option<&Config>) -> (u64, u64) {
 }
 
 /// Tensors and bytes of each type, most bytes first.
-fn by_type(gguf: &Gguf) -> Vec<(GgmlType, usize, usize)> {
+pub(crate) fn by_type(gguf: &Gguf) -> Vec<(GgmlType, usize, usize)> {
     let mut sums: BTreeMap<GgmlType, (usize, usize)> = BTreeMap::new();
     for tensor in &gguf.tensors {
         let sum = sums.entry(tensor.kind).or_default();

@@ -12,7 +12,7 @@ use std::sync::Arc;
 pub fn demo_source() -> Result<Source> {
     let common = Common::default();
     let gguf = common.open_gguf()?;
-    let config = crate::config::Config::from_gguf(&gguf)?;
+    let (facts, config) = Facts::read(&gguf)?;
     let load = move || {
         let loaded = common.open()?;
         let (engine, tokenizer) = loaded.into_engine()?;
@@ -26,7 +26,7 @@ pub fn demo_source() -> Result<Source> {
         aliases: Vec::new(),
         facts: Facts {
             is_demo: true,
-            ..Facts::default()
+            ..facts
         },
         bytes: 0,
         load: Arc::new(load),

@@ -92,15 +92,15 @@ impl<T: DeserializeOwned> FromRequestParts<Arc<App>> for Query<T> {
 
 /// The one parameter in a route's path, which may hold slashes.
 #[derive(Debug)]
-pub struct Path(pub String);
+pub struct PathText(pub String);
 
-impl FromRequestParts<Arc<App>> for Path {
+impl FromRequestParts<Arc<App>> for PathText {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
         let path = axum::extract::Path::<String>::from_request_parts(parts, app).await;
         match path {
-            Ok(axum::extract::Path(path)) => Ok(Path(path)),
+            Ok(axum::extract::Path(path)) => Ok(PathText(path)),
             Err(error) => {
                 let error = ApiError::new(StatusCode::BAD_REQUEST, error.body_text());
                 Err(error.code("invalid_value"))

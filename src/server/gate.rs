@@ -10,7 +10,9 @@ use super::{
     metrics::{Metrics, Timer},
     state::Life,
 };
-use crate::engine::{Engine, Event, EventSender, Events, FinishReason, ModelInfo, Request, Stats};
+use crate::engine::{
+    Cancel, Engine, Event, EventSender, Events, Failure, FinishReason, ModelInfo, Request, Stats,
+};
 use std::{
     sync::{
         Arc,
@@ -86,6 +88,7 @@ impl Engine for Gate {
             life: self.life.clone(),
             timeout: self.timeout,
             cancel: request.cancel.clone(),
+            live: self.live.clone(),
             _entered: self.live.enter(),
         };
         passage.figures.model(&self.model);
@@ -109,7 +112,8 @@ struct Passage {
     figures: Figures,
     life: Arc<Life>,
     timeout: Option<Duration>,
-    cancel: crate::engine::Cancel,
+    cancel: Cancel,
+    live: Live,
     _entered: Entered,
 }
 
@@ -125,21 +129,26 @@ impl Passage {
             }
         };
         tokio::pin!(stopped, expired);
-        let mut late = false;
+        let (mut admitted, mut late) = (false, false);
         loop {
             let event = tokio::select! {
                 biased;
                 event = inner.next_event() => event,
                 // Dropping the events cancels the request.
-                () = sender.closed() => return self.timer.cancelled(),
-                () = &mut stopped => Some(Event::Error(crate::engine::Failure::Stopped)),
+                () = sender.closed() => return,
+                () = &mut stopped => Some(Event::Error(Failure::Stopped)),
                 () = &mut expired, if !late => {
                     late = true;
                     self.cancel.cancel();
-                    continue;
+                    if admitted {
+                        continue;
+                    }
+                    Some(self.expired())
                 }
             };
             let Some(mut event) = event else { return };
+            admitted |= matches!(event, Event::Prefill { .. });
+            // What is there by then is an answer, cut as by `max_tokens`.
             if let Event::Finish { reason, .. } = &mut event
                 && late
                 && *reason == FinishReason::Cancelled
@@ -149,12 +158,17 @@ impl Passage {
             self.timer.note(&event);
             self.figures.note(&event);
             let last = matches!(event, Event::Finish { .. } | Event::Error(_));
-            if sender.send(event).is_err() {
-                return self.timer.cancelled();
-            }
-            if last {
+            if sender.send(event).is_err() || last {
                 return;
             }
         }
+    }
+
+    /// The end of a request that waited for its whole time.
+    fn expired(&self) -> Event {
+        Event::Error(Failure::Busy {
+            waiting: self.live.count(),
+            retry_after: Duration::from_secs(10),
+        })
     }
 }

@@ -2,48 +2,69 @@
 //!
 //! [`router`] is the whole of it and needs no socket; [`serve`] adds sockets, signals and an orderly
 //! end. Each endpoint's module has `routes()`, which also describe themselves for `/openapi.json`.
+//!
+//! A request passes, from the outside in: its id and log line ([`log`]), the net for panics, the
+//! check of its host, CORS, key and rate ([`auth`]), then its endpoint.
 
-mod auth;
+pub mod auth;
 pub mod chat;
 pub mod completions;
 pub mod error;
 pub mod extract;
 mod gate;
+mod health;
 pub mod id;
 mod limits;
+mod listen;
 mod log;
 pub mod metrics;
 pub mod models;
+mod openapi;
 pub mod sampling;
 pub mod settings;
 pub mod sse;
 pub mod state;
+mod tls;
+mod tokenize;
 pub mod turn;
 mod usage;
 
+pub use listen::{Listener, Tls, serve};
 pub use models::Served;
 pub use settings::Settings;
 pub use state::App;
 
+use axum::{Router, http::header, middleware::from_fn_with_state, routing::get};
 use std::sync::Arc;
+use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::OpenApiRouter;
 
 /// `system_fingerprint`: what computes, which may change with the version.
 const FINGERPRINT: &str = concat!("gossamer-", env!("CARGO_PKG_VERSION"));
 
 /// Every endpoint, testable without a socket.
-pub fn router(app: Arc<App>) -> axum::Router {
-    let (router, _openapi) = OpenApiRouter::new()
+pub fn router(app: Arc<App>) -> Router {
+    let (router, collected) = OpenApiRouter::new()
+        .merge(health::routes())
+        .merge(models::routes())
         .merge(chat::routes())
         .merge(completions::routes())
+        .merge(tokenize::routes())
         .split_for_parts();
-    router.with_state(app)
-}
-
-/// Serves `app` until a signal ends it.
-///
-/// # Errors
-/// When the socket can't be opened, or its certificate can't be read.
-pub async fn serve(_app: Arc<App>) -> anyhow::Result<()> {
-    Ok(())
+    let document = openapi::document(&collected).to_string();
+    let openapi = move || async move { ([(header::CONTENT_TYPE, "application/json")], document) };
+    let metrics = app.metrics.clone();
+    let catch = CatchPanicLayer::custom(move |panic: Box<dyn std::any::Any + Send>| {
+        log::panicked(&metrics, &*panic)
+    });
+    router
+        .route("/openapi.json", get(openapi))
+        .fallback(health::not_found)
+        .method_not_allowed_fallback(health::wrong_method)
+        .layer(from_fn_with_state(app.clone(), auth::admit))
+        .layer(auth::cors(&app))
+        .layer(from_fn_with_state(app.clone(), auth::check_host))
+        .layer(catch)
+        .layer(from_fn_with_state(app.clone(), log::observe))
+        .with_state(app)
 }

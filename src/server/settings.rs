@@ -42,6 +42,9 @@ pub struct Settings {
     pub api_keys: Vec<String>,
     /// Names besides loopback's that the `Host` header may have where no key is asked for.
     pub allowed_hosts: Vec<String>,
+    /// Whoever started the server wants it reachable without a key (`--insecure`): hosts that are
+    /// written out as addresses pass, which no page can have rebound.
+    pub open_to_network: bool,
     /// Origins besides loopback's whose pages may read answers.
     pub cors_origins: Vec<String>,
     /// Requests a minute for each key, or each peer where no key is asked for.
@@ -83,6 +86,7 @@ impl Default for Settings {
             date: None,
             api_keys: Vec::new(),
             allowed_hosts: Vec::new(),
+            open_to_network: false,
             cors_origins: Vec::new(),
             rate_limit: None,
             max_connections: 1024,

@@ -4,6 +4,7 @@
 use super::{
     auth::Keys,
     error::ApiError,
+    health::unavailable,
     limits::RateLimiter,
     metrics::Metrics,
     models::{Models, Running, Served, Source},
@@ -11,7 +12,6 @@ use super::{
 };
 use crate::{engine::Engine, tokenizer::Tokenizer};
 use anyhow::Result;
-use axum::http::StatusCode;
 use std::{
     sync::{
         Arc,
@@ -169,19 +169,19 @@ impl Life {
     /// # Errors
     /// 503 with when to try again.
     pub fn check(&self) -> Result<(), ApiError> {
-        let unavailable = |text: &str, code, seconds| {
-            let error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, text);
-            Err(error.code(code).retry_after(Duration::from_secs(seconds)))
-        };
         match self.phase() {
             Phase::Ready => Ok(()),
             Phase::Starting | Phase::Loading => {
                 let text = "The model is being loaded. Please try again in 2 s.";
-                unavailable(text, "model_loading", 2)
+                Err(unavailable(text, "model_loading", Duration::from_secs(2)))
             }
             Phase::Draining => {
                 let text = "The server is shutting down.";
-                unavailable(text, "server_shutting_down", 10)
+                Err(unavailable(
+                    text,
+                    "server_shutting_down",
+                    Duration::from_secs(10),
+                ))
             }
         }
     }

@@ -5,6 +5,8 @@
 mod common;
 mod hostile;
 mod load;
+mod models;
+mod ops;
 mod program;
 mod random_turns;
 mod scripted;

@@ -3,43 +3,28 @@
 //! A model is only taken out of memory when nobody holds it: requests hold the [`Served`] they were
 //! given, and the [gate](super::gate) holds the engine until the last event.
 
+mod endpoints;
+mod facts;
+
+pub use endpoints::routes;
+pub use facts::{FAMILIES, Facts, family};
+
 use super::{
+    App,
     error::ApiError,
     gate::{Gate, Live},
+    health::unavailable,
     metrics::Metrics,
     settings::Settings,
     state::Life,
 };
 use crate::{engine::Engine, grammar::Grammars, tokenizer::Tokenizer};
 use anyhow::{Context, Result, ensure};
-use axum::http::StatusCode;
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 use tokio::sync::Notify;
-
-/// What a model is, from its file's header: known before it is loaded.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Facts {
-    /// Type of most of its bytes: `MXFP4`, `Q8_0` …
-    pub quantization: Option<String>,
-    /// Bytes of its files.
-    pub file_bytes: u64,
-    /// Tensors in them.
-    pub tensors: usize,
-    /// Parameters, all experts counted.
-    pub parameters: u64,
-    /// Most tokens of a sequence, prompt and answer together.
-    pub context: usize,
-    /// Seconds since 1970 at which its file was last written; the program's start for a model
-    /// without a file.
-    pub created: u64,
-    /// `gpt-oss-20b` or `gpt-oss-120b`, if it has that shape.
-    pub family: Option<&'static str>,
-    /// It is the model inside this program.
-    pub is_demo: bool,
-}
 
 /// A model that runs.
 pub struct Running {
@@ -47,6 +32,24 @@ pub struct Running {
     pub engine: Arc<dyn Engine>,
     /// Its vocabulary.
     pub tokenizer: Arc<Tokenizer>,
+}
+
+impl Source {
+    /// What it answers to besides `id`.
+    fn other_names(&self, id: &str) -> Vec<String> {
+        let own = self.names.iter().chain(&self.aliases).cloned();
+        let family = self.facts.family.map(|family| {
+            let short = family.replacen("gpt-oss-", "gpt-oss:", 1);
+            [family.to_owned(), format!("openai/{family}"), short]
+        });
+        let mut names: Vec<String> = Vec::new();
+        for name in own.chain(family.into_iter().flatten()) {
+            if name != id && !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
+    }
 }
 
 type Load = Arc<dyn Fn() -> Result<Running> + Send + Sync>;
@@ -88,19 +91,6 @@ impl Source {
             load: Arc::new(load),
         }
     }
-}
-
-/// The published models.
-pub const FAMILIES: [&str; 2] = ["gpt-oss-20b", "gpt-oss-120b"];
-
-/// The published model that `name` means: `gpt-oss-20b`, `openai/gpt-oss-20b` or `gpt-oss:20b`.
-pub fn family(name: &str) -> Option<&'static str> {
-    let name = name.strip_prefix("openai/").unwrap_or(name);
-    let same = |family: &str| match name.split_once(':') {
-        Some(("gpt-oss", size)) => family.strip_prefix("gpt-oss-") == Some(size),
-        _ => family == name,
-    };
-    FAMILIES.into_iter().find(|family| same(family))
 }
 
 /// A model, ready to answer.
@@ -245,16 +235,12 @@ impl Models {
                 Begin::NoRoom => {
                     let text = "There is no room to load the model while others answer. Please try \
                                 again in 5 s.";
-                    let error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, text);
-                    let wait = Duration::from_secs(5);
-                    return Err(error.code("model_busy").retry_after(wait));
+                    return Err(unavailable(text, "model_busy", Duration::from_secs(5)));
                 }
             }
             if tokio::time::timeout_at(deadline, changed).await.is_err() {
                 let text = "The model is still being loaded. Please try again in 5 s.";
-                let error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, text);
-                let wait = Duration::from_secs(5);
-                return Err(error.code("model_loading").retry_after(wait));
+                return Err(unavailable(text, "model_loading", Duration::from_secs(5)));
             }
         }
     }
@@ -291,6 +277,21 @@ impl Models {
         let names = table.entries.iter().flat_map(|e| e.source.names.clone());
         let names: Vec<String> = names.collect();
         Err(ApiError::model_not_found(name, &names))
+    }
+
+    /// The models' true names.
+    pub fn names(&self) -> Vec<String> {
+        let table = self.0.table();
+        let names = table.entries.iter().map(|e| e.source.names[0].clone());
+        names.collect()
+    }
+
+    /// Calls `read` with each model's source, and whether it is loaded; in order.
+    fn each<T>(&self, read: impl FnMut((&Source, bool)) -> T) -> Vec<T> {
+        let table = self.0.table();
+        let entries = table.entries.iter();
+        let with_state = entries.map(|e| (&e.source, matches!(e.state, State::Loaded(_))));
+        with_state.map(read).collect()
     }
 
     /// The loaded models.
