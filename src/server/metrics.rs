@@ -174,7 +174,7 @@ impl Metrics {
     }
 
     /// Counts repairs of malformed Harmony of one kind in an answer of `model`.
-    pub fn harmony_repairs(&self, model: &str, kind: &'static str, count: usize) {
+    pub fn harmony_repairs(&self, model: &str, kind: &str, count: usize) {
         let labels = [("model_name", model), ("kind", kind)];
         let counter = self.counter("gossamer_harmony_repairs_total", &labels);
         counter.increment(count as u64);
