@@ -1,6 +1,6 @@
 //! What `bench` found, as a table for people or JSON for programs.
 
-use super::{Test, micro::Micro};
+use super::{driver::Test, micro::Micro};
 use crate::{hub::human, machine::OtherLoad};
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -47,7 +47,16 @@ impl Test {
 
     /// Bytes a second, over all runs.
     fn byte_speed(&self) -> f64 {
-        self.bytes as f64 / self.runs.iter().sum::<Duration>().as_secs_f64()
+        self.bytes as f64 / self.time().as_secs_f64()
+    }
+
+    /// Seconds of a step, on average over all runs.
+    fn step_time(&self) -> f64 {
+        self.time().as_secs_f64() / (self.runs.len() * self.steps) as f64
+    }
+
+    fn time(&self) -> Duration {
+        self.runs.iter().sum()
     }
 }
 
@@ -83,8 +92,8 @@ impl Report {
             let speeds = test.speeds();
             let (mean, deviation) = mean_and_deviation(&speeds);
             json!({
-                "test": test.name, "tokens": test.tokens, "depth": test.depth,
-                "tok_per_s": mean, "deviation": deviation, "runs_tok_per_s": speeds,
+                "test": test.work.name(), "streams": test.streams, "tokens": test.tokens, "depth": test.depth,
+                "step_s": test.step_time(), "tok_per_s": mean, "deviation": deviation, "runs_tok_per_s": speeds,
                 "bytes_per_s": test.byte_speed(), "share_of_bandwidth": test.byte_speed() / self.bandwidth.best(),
             })
         });
@@ -138,18 +147,20 @@ impl Report {
         ));
         lines.push(String::new());
         lines.push(format!(
-            "{:<8} {:>6} {:>7} {:>20} {:>7} {:>6}",
-            "test", "tokens", "depth", "tok/s", "GB/s", "share"
+            "{:<8} {:>7} {:>6} {:>7} {:>18} {:>9} {:>7} {:>6}",
+            "test", "streams", "tokens", "depth", "tok/s", "ms/step", "GB/s", "share"
         ));
         for test in &self.tests {
             let (mean, deviation) = mean_and_deviation(&test.speeds());
             let share = test.byte_speed() / self.bandwidth.best() * 100.0;
             lines.push(format!(
-                "{:<8} {:>6} {:>7} {:>20} {:>7.2} {:>5.1}%",
-                test.name,
+                "{:<8} {:>7} {:>6} {:>7} {:>18} {:>9.1} {:>7.2} {:>5.1}%",
+                test.work.name(),
+                test.streams,
                 test.tokens,
                 test.depth,
                 format!("{mean:.2} ± {deviation:.2}"),
+                test.step_time() * 1e3,
                 test.byte_speed() / 1e9,
                 share
             ));
