@@ -5,11 +5,15 @@
 //! (on `final`, or on `commentary` if calls follow it: a preamble is no answer) and its calls. A
 //! tool's answer finds its function's name by the call's id.
 
-use super::request::{ChatCall, ChatMessage, Content};
+use super::{
+    format::wrong_type,
+    request::{ChatCall, ChatMessage, Content},
+};
 use crate::{
     harmony::{Channel, Message},
     server::error::ApiError,
 };
+use serde_json::Value;
 use std::collections::HashMap;
 
 /// What was said so far.
@@ -90,8 +94,12 @@ impl Reader {
                 self.said.messages.push(Message::tool_result(name, output));
             }
             "function" => {
-                let name = message.name.filter(|name| !name.is_empty());
-                let name = name.ok_or_else(|| ApiError::missing(format!("{path}.name")))?;
+                let param = format!("{path}.name");
+                let name = match message.name {
+                    Some(Value::String(name)) if !name.is_empty() => name,
+                    None | Some(Value::String(_)) => return Err(ApiError::missing(param)),
+                    Some(other) => return Err(wrong_type(&param, "a string", &other)),
+                };
                 let output = text(path, message.content, false)?.unwrap_or_default();
                 self.said.messages.push(Message::tool_result(&name, output));
             }

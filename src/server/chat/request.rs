@@ -123,7 +123,8 @@ pub struct ChatMessage {
     #[schema(value_type = Option<Object>)]
     pub content: Option<Content>,
     /// Of a function that answers.
-    pub name: Option<String>,
+    #[schema(value_type = Option<String>)]
+    pub name: Option<Value>,
     /// The call that a tool answers.
     pub tool_call_id: Option<String>,
     /// The calls that an assistant made.
