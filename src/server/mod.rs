@@ -20,6 +20,7 @@ mod log;
 pub mod metrics;
 pub mod models;
 mod openapi;
+pub mod responses;
 pub mod sampling;
 pub mod settings;
 pub mod sse;
@@ -49,6 +50,7 @@ pub fn router(app: Arc<App>) -> Router {
         .merge(models::routes())
         .merge(chat::routes())
         .merge(completions::routes())
+        .merge(responses::routes())
         .merge(tokenize::routes())
         .split_for_parts();
     let document = openapi::document(&collected).to_string();

@@ -8,6 +8,7 @@ use super::{
     limits::RateLimiter,
     metrics::Metrics,
     models::{Models, Running, Served, Source},
+    responses::Responses,
     settings::Settings,
 };
 use crate::{engine::Engine, tokenizer::Tokenizer};
@@ -31,6 +32,8 @@ pub struct App {
     pub metrics: Metrics,
     /// Where it is in its life.
     pub life: Arc<Life>,
+    /// The stored ones, and those in the background.
+    pub(super) responses: Responses,
     pub(super) keys: Keys,
     pub(super) limiter: Option<RateLimiter>,
 }
@@ -48,6 +51,7 @@ impl App {
         Ok(Arc::new(App {
             keys: Keys::new(&settings.api_keys)?,
             limiter: settings.rate_limit.map(RateLimiter::new),
+            responses: Responses::new(&settings),
             models,
             metrics,
             life,
