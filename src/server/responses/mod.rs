@@ -14,8 +14,9 @@ mod stream;
 mod tools;
 
 use super::{
+    auth::Caller,
     error::ApiError,
-    extract::{Body, Path as Id, Query},
+    extract::{Body, PathText, Query},
     models::Served,
     settings::Settings,
     sse::{self, SseEvent},
@@ -25,7 +26,7 @@ use super::{
 use axum::{
     Json,
     extract::State,
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
 };
 use background::{Live, Running};
@@ -34,13 +35,12 @@ use item::Item;
 use request::Create;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use std::{
     collections::{HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
-use store::{Owner, Store, Stored};
+use store::{Store, Stored};
 use stream::{ReasoningForm, Writer};
 use tools::Tools;
 use utoipa::IntoParams;
@@ -84,11 +84,11 @@ pub fn routes() -> OpenApiRouter<Arc<App>> {
 )]
 async fn create(
     State(app): State<Arc<App>>,
+    owner: Caller,
     headers: HeaderMap,
     Body(create): Body<Create>,
 ) -> Result<Response, ApiError> {
     create.check()?;
-    let owner = owner(&app, &headers);
     let served = app.model(create.model.as_deref()).await?;
     let Prepared {
         tools,
@@ -160,7 +160,7 @@ struct Prepared {
 
 fn prepare(
     app: &App,
-    owner: Owner,
+    owner: Caller,
     served: &Served,
     create: &Create,
 ) -> Result<Prepared, ApiError> {
@@ -177,7 +177,7 @@ fn prepare(
 /// The items before the request, and its own, which begin at the index.
 fn context(
     store: &Store,
-    owner: Owner,
+    owner: Caller,
     create: &Create,
 ) -> Result<(Vec<Arc<Item>>, usize), ApiError> {
     let mut items = Vec::new();
@@ -248,7 +248,7 @@ fn renamed(mut error: ApiError) -> ApiError {
 /// Where a response goes when it is complete.
 struct Keep {
     store: Arc<Store>,
-    owner: Owner,
+    owner: Caller,
     context: Arc<[Arc<Item>]>,
 }
 
@@ -315,12 +315,11 @@ fn follow(live: Arc<Live>, from: usize, keep_alive: Duration) -> Response {
 )]
 async fn input_tokens(
     State(app): State<Arc<App>>,
-    headers: HeaderMap,
+    owner: Caller,
     Body(create): Body<Create>,
 ) -> Result<Json<Value>, ApiError> {
     create.check()?;
     let served = app.model(create.model.as_deref()).await?;
-    let owner = owner(&app, &headers);
     let prepared = prepare(&app, owner, &served, &create)?;
     let counted = tokio::task::spawn_blocking(move || {
         let prompt = served.prompt(&prepared.ask.conversation);
@@ -352,11 +351,11 @@ struct Retrieve {
 )]
 async fn retrieve(
     State(app): State<Arc<App>>,
-    headers: HeaderMap,
-    Id(id): Id,
+    owner: Caller,
+    PathText(id): PathText,
     Query(query): Query<Retrieve>,
 ) -> Result<Response, ApiError> {
-    let stored = find(&app, &headers, &id)?;
+    let stored = find(&app, owner, &id)?;
     if query.stream != Some(true) {
         return Ok(Json(stored.response.value()).into_response());
     }
@@ -382,10 +381,9 @@ async fn retrieve(
 )]
 async fn delete(
     State(app): State<Arc<App>>,
-    headers: HeaderMap,
-    Id(id): Id,
+    owner: Caller,
+    PathText(id): PathText,
 ) -> Result<Json<Value>, ApiError> {
-    let owner = owner(&app, &headers);
     let stored = app.responses.store.delete(owner, &id);
     let stored = stored.ok_or_else(|| not_found(&id))?;
     if let Some(live) = stored.live {
@@ -406,10 +404,10 @@ async fn delete(
 )]
 async fn cancel(
     State(app): State<Arc<App>>,
-    headers: HeaderMap,
-    Id(id): Id,
+    owner: Caller,
+    PathText(id): PathText,
 ) -> Result<Json<Value>, ApiError> {
-    let stored = find(&app, &headers, &id)?;
+    let stored = find(&app, owner, &id)?;
     let live = stored.live.ok_or_else(|| {
         let message = "Only responses made with 'background' can be cancelled.";
         ApiError::new(StatusCode::BAD_REQUEST, message)
@@ -418,7 +416,7 @@ async fn cancel(
     })?;
     live.cancel();
     live.ended().await;
-    let stored = find(&app, &headers, &id)?;
+    let stored = find(&app, owner, &id)?;
     Ok(Json(stored.response.value()))
 }
 
@@ -443,11 +441,11 @@ struct List {
 )]
 async fn input_items(
     State(app): State<Arc<App>>,
-    headers: HeaderMap,
-    Id(id): Id,
+    owner: Caller,
+    PathText(id): PathText,
     Query(query): Query<List>,
 ) -> Result<Json<Value>, ApiError> {
-    let stored = find(&app, &headers, &id)?;
+    let stored = find(&app, owner, &id)?;
     let limit = query.limit.unwrap_or(20);
     if !(1..=100).contains(&limit) {
         let message = format!("expected from 1 to 100, found {limit}");
@@ -479,8 +477,8 @@ async fn input_items(
     })))
 }
 
-fn find(app: &App, headers: &HeaderMap, id: &str) -> Result<Stored, ApiError> {
-    let stored = app.responses.store.get(owner(app, headers), id);
+fn find(app: &App, owner: Caller, id: &str) -> Result<Stored, ApiError> {
+    let stored = app.responses.store.get(owner, id);
     stored.ok_or_else(|| not_found(id))
 }
 
@@ -492,13 +490,4 @@ fn not_found(id: &str) -> ApiError {
     ApiError::new(StatusCode::NOT_FOUND, message)
         .code("response_not_found")
         .param("id")
-}
-
-/// Whose request this is. Its key was checked before.
-fn owner(app: &App, headers: &HeaderMap) -> Owner {
-    if app.settings.api_keys.is_empty() {
-        return Owner::default();
-    }
-    let key = headers.get(header::AUTHORIZATION);
-    Owner(key.map(|key| Sha256::digest(key.as_bytes()).into()))
 }
