@@ -36,6 +36,7 @@ Examples:
   gossamer run \"What is 17 + 25?\"          ask the small demo model inside this program
   gossamer pull gpt-oss-20b                 fetch the real model (12 GB)
   gossamer chat --model gpt-oss-20b         talk to it
+  gossamer serve --model gpt-oss-20b        serve it to any OpenAI client
   gossamer bench --model gpt-oss-20b        measure it on this machine
 
 `gossamer <command> --help` explains each command with examples.";
@@ -46,6 +47,8 @@ enum Command {
     Run(Box<run::Args>),
     /// Talk with a model
     Chat(Box<chat::Args>),
+    /// Serve OpenAI's API over HTTP
+    Serve(Box<serve::Args>),
     /// Answer a file of conversations
     Batch(Box<batch::Args>),
     /// Show what a GGUF file holds: shape, metadata, tensors, bytes by type
@@ -77,6 +80,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(args) => run::run(*args),
         Command::Chat(args) => chat::run(*args),
+        Command::Serve(args) => serve::run(*args),
         Command::Bench(args) => bench::run(*args),
         Command::Batch(args) => batch::run(*args),
         Command::Inspect(args) => inspect::run(args),

@@ -257,7 +257,7 @@ impl Common {
     }
 
     /// Bytes of KV cache that grow with the context: the full-attention layers' keys and values.
-    fn kv_bytes_per_token(&self, config: &Config) -> u64 {
+    pub fn kv_bytes_per_token(&self, config: &Config) -> u64 {
         let full = (0..config.layers)
             .filter(|&l| !config.is_sliding(l))
             .count();

@@ -79,7 +79,7 @@ Examples:
 The answer goes to stdout, everything else to stderr. Ctrl-C ends the answer, twice quits.
 Exit codes: 0, 1 on an error, 2 on wrong usage, 130 after Ctrl-C.";
 
-fn date(text: &str) -> Result<String, String> {
+pub(super) fn date(text: &str) -> Result<String, String> {
     let expected = || "expected a date such as 2026-01-31".to_string();
     // jiff also reads other forms; the model knows this one.
     let date: jiff::civil::Date = text.parse().map_err(|_| expected())?;

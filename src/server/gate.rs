@@ -8,6 +8,7 @@
 use super::{
     log::Figures,
     metrics::{Metrics, Timer},
+    settings::Settings,
     state::Life,
 };
 use crate::engine::{
@@ -28,6 +29,8 @@ pub(super) struct Gate {
     metrics: Metrics,
     life: Arc<Life>,
     timeout: Option<Duration>,
+    /// Of requests that bring none.
+    seed: Option<u64>,
     live: Live,
 }
 
@@ -61,14 +64,15 @@ impl Gate {
         model: String,
         metrics: Metrics,
         life: Arc<Life>,
-        timeout: Option<Duration>,
+        settings: &Settings,
     ) -> Gate {
         Gate {
             engine,
             model,
             metrics,
             life,
-            timeout,
+            timeout: settings.request_timeout,
+            seed: settings.seed,
             live: Live::default(),
         }
     }
@@ -80,7 +84,8 @@ impl Gate {
 }
 
 impl Engine for Gate {
-    fn submit(&self, request: Request) -> Events {
+    fn submit(&self, mut request: Request) -> Events {
+        request.sampling.seed = request.sampling.seed.or(self.seed);
         let (sender, events) = Events::channel();
         let passage = Passage {
             timer: Timer::start(&self.metrics, &self.model),

@@ -38,6 +38,8 @@ pub struct Settings {
     pub keep_alive: Duration,
     /// The date in system messages, `YYYY-MM-DD`; `None`: today's.
     pub date: Option<String>,
+    /// Seed of requests that bring none; `None`: a new one each.
+    pub seed: Option<u64>,
     /// Keys of which a request must bring one; empty: none is asked for.
     pub api_keys: Vec<String>,
     /// Names besides loopback's that the `Host` header may have where no key is asked for.
@@ -84,6 +86,7 @@ impl Default for Settings {
             max_background: 16,
             keep_alive: Duration::from_secs(10),
             date: None,
+            seed: None,
             api_keys: Vec::new(),
             allowed_hosts: Vec::new(),
             open_to_network: false,

@@ -76,7 +76,7 @@ async fn bodies_that_are_no_json_are_400() {
         (b"{\"prompt\": NaN}", "expected value"),
         (b"{\"prompt\": 1e999}", "out of range"),
         (b"{\"prompt\": \"\xff\"}", "UTF-8"),
-        (b"{\"prompt\": \"\\ud800\"}", "surrogate"),
+        (b"{\"prompt\": \"\\ud800\"}", "hex escape"),
         (b"{\"prompt\": \"a\", \"prompt\": \"b\"}", "twice"),
         (b"{\"x\": {\"a\": 1, \"a\": 1}, \"prompt\": \"\"}", "twice"),
         (b"{} {}", "trailing"),

@@ -1,6 +1,6 @@
 //! `/v1/models`: what there is, loaded or not.
 
-use super::{App, Source};
+use super::{App, Served, Source};
 use crate::server::{error::ApiError, extract::PathText};
 use axum::{Json, extract::State};
 use serde::Serialize;
@@ -32,9 +32,9 @@ struct Model {
     tensor_count: usize,
     /// Parameters, all experts counted
     parameters: u64,
-    /// Most tokens of prompt and answer together
+    /// Tokens of context that the model was made for
     context_length: usize,
-    /// The same, by vLLM's name
+    /// Tokens of prompt and answer together that there is room for here
     max_model_len: usize,
     /// Whether it is in memory
     loaded: bool,
@@ -59,10 +59,10 @@ pub fn routes() -> OpenApiRouter<Arc<App>> {
 /// What is served
 #[utoipa::path(get, path = "/v1/models", tag = "models", responses((status = 200, body = List)))]
 async fn list(State(app): State<Arc<App>>) -> Json<List> {
-    let data = app.models.each(|(source, loaded)| {
+    let data = app.models.each(|(source, served)| {
         let names = source.names.iter().cloned();
         names
-            .map(|name| Model::new(name, source, loaded))
+            .map(|name| Model::new(name, source, served))
             .collect::<Vec<_>>()
     });
     Json(List {
@@ -82,8 +82,8 @@ async fn list(State(app): State<Arc<App>>) -> Json<List> {
 async fn one(State(app): State<Arc<App>>, PathText(id): PathText) -> Result<Json<Model>, ApiError> {
     let wanted = app.models.find(Some(&id))?;
     let mut index = 0..;
-    let models = app.models.each(|(source, loaded)| {
-        (index.next() == Some(wanted)).then(|| Model::new(id.clone(), source, loaded))
+    let models = app.models.each(|(source, served)| {
+        (index.next() == Some(wanted)).then(|| Model::new(id.clone(), source, served))
     });
     let found = models.into_iter().flatten().next();
     found
@@ -92,7 +92,7 @@ async fn one(State(app): State<Arc<App>>, PathText(id): PathText) -> Result<Json
 }
 
 impl Model {
-    fn new(id: String, source: &Source, loaded: bool) -> Model {
+    fn new(id: String, source: &Source, served: Option<&Served>) -> Model {
         let facts = &source.facts;
         Model {
             aliases: source.other_names(&id),
@@ -106,8 +106,8 @@ impl Model {
             tensor_count: facts.tensors,
             parameters: facts.parameters,
             context_length: facts.context,
-            max_model_len: facts.context,
-            loaded,
+            max_model_len: served.map_or(source.context, |s| s.engine.info().context),
+            loaded: served.is_some(),
         }
     }
 }

@@ -62,6 +62,8 @@ pub struct Source {
     pub aliases: Vec<String>,
     /// What its header says.
     pub facts: Facts,
+    /// Tokens of a sequence that it will be given room for, as far as known before it is loaded.
+    pub context: usize,
     /// Bytes that it takes when it runs.
     pub bytes: u64,
     /// Loads it; slow, so it runs on a thread of its own.
@@ -86,6 +88,7 @@ impl Source {
         Source {
             names: vec![name.to_owned()],
             aliases: Vec::new(),
+            context: facts.context,
             facts,
             bytes: 0,
             load: Arc::new(load),
@@ -286,11 +289,13 @@ impl Models {
         names.collect()
     }
 
-    /// Calls `read` with each model's source, and whether it is loaded; in order.
-    fn each<T>(&self, read: impl FnMut((&Source, bool)) -> T) -> Vec<T> {
+    /// Calls `read` with each model's source, and the model itself if it is loaded; in order.
+    fn each<T>(&self, read: impl FnMut((&Source, Option<&Served>)) -> T) -> Vec<T> {
         let table = self.0.table();
-        let entries = table.entries.iter();
-        let with_state = entries.map(|e| (&e.source, matches!(e.state, State::Loaded(_))));
+        let with_state = table.entries.iter().map(|entry| match &entry.state {
+            State::Loaded(served) => (&entry.source, Some(&**served)),
+            _ => (&entry.source, None),
+        });
         with_state.map(read).collect()
     }
 
@@ -377,7 +382,7 @@ impl Inner {
                     name.clone(),
                     self.metrics.clone(),
                     self.life.clone(),
-                    self.settings.request_timeout,
+                    &self.settings,
                 );
                 Arc::new(Served {
                     name: name.clone(),
