@@ -26,6 +26,7 @@ pub mod kv;
 pub mod machine;
 pub mod quant;
 pub mod sampler;
+mod scheduler;
 pub mod server;
 pub mod stop;
 pub mod synth;

@@ -12,6 +12,7 @@
 mod mask;
 mod math;
 mod params;
+mod score;
 pub mod select;
 #[cfg(test)]
 mod tests;
