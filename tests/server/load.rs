@@ -247,7 +247,7 @@ fn many_clients_stream_and_some_leave() {
         "metrics count"
     );
     assert!(
-        program.metric("gossamer_kv_blocks_total") > 0.0,
+        program.metric("gossamer_kv_blocks") > 0.0,
         "metrics know the blocks"
     );
     let (first, last) = (memory[0], memory[memory.len() - 1]);
