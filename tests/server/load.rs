@@ -267,7 +267,7 @@ fn many_clients_stream_and_some_leave() {
 fn a_signal_under_load_ends_streams_properly() {
     let drain = Duration::from_secs(2);
     let mut args = ARGS.to_vec();
-    args.extend(["--drain-timeout", "2"]);
+    args.extend(["--drain-timeout", "2s"]);
     let program = Program::start(&args);
     // Long answers: more than the drain time has room for.
     let body = json!({

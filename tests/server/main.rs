@@ -1,5 +1,6 @@
 //! The server through its router, without a socket unless a test is about sockets.
 
+mod commands;
 #[path = "../common/mod.rs"]
 #[allow(dead_code)]
 mod common;
