@@ -5,6 +5,7 @@ mod common;
 
 mod answers;
 mod cache;
+mod demo;
 mod failures;
 mod paged;
 mod sharing;
