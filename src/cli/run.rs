@@ -9,10 +9,12 @@ use super::{
 };
 use crate::{
     engine::{Engine, Request},
-    harmony::{Conversation, Effort, Message, Parser, today},
+    grammar::{Format, Grammars, Rules},
+    harmony::{Conversation, Effort, Message, Parser, ResponseFormat, today},
     tokenizer::{Tokenizer, lossy},
 };
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use std::{
     ffi::OsString,
     fs::File,
@@ -36,6 +38,10 @@ pub struct Args {
     /// Continue the prompt as plain text: no conversation, no system message
     #[arg(long, conflicts_with_all = ["system", "reasoning", "show_reasoning", "date"])]
     raw: bool,
+    /// Answer in JSON that this JSON Schema accepts, whatever the model would say; - reads it from
+    /// standard input. The reasoning stays free; with --raw the whole text is that JSON
+    #[arg(long, value_name = "FILE|JSON")]
+    json_schema: Option<OsString>,
     /// Print one JSON object when the answer is complete, instead of text as it comes
     #[arg(long)]
     json: bool,
@@ -74,6 +80,7 @@ Examples:
   gossamer run --model gpt-oss-20b --reasoning high --show-reasoning \"Why is the sky blue?\"
   cat letter.txt | gossamer run --model gpt-oss-20b --system \"Translate into French.\" -
   gossamer run --model gpt-oss-20b --temperature 0 --json \"Name three rivers.\"
+  gossamer run --model gpt-oss-20b --json-schema person.json \"Invent a person.\"
   gossamer run --model gpt-oss-20b --raw --max-tokens 20 \"Once upon a time\"
 
 The answer goes to stdout, everything else to stderr. Ctrl-C ends the answer, twice quits.
@@ -130,8 +137,13 @@ fn read_text(from: impl Read, name: &str) -> Result<String> {
 
 impl Args {
     fn prompt(&self) -> Result<String> {
+        let schema_is_piped = self.json_schema.as_ref().is_some_and(|from| from == "-");
         let text = match &self.prompt {
             Some(prompt) if prompt != "-" => prompt.to_string_lossy().into_owned(),
+            _ if schema_is_piped => {
+                let text = "--json-schema - reads standard input: give the prompt as an argument";
+                return Err(Usage(text.into()).into());
+            }
             None if io::stdin().is_terminal() => {
                 let text = "no prompt: give one as an argument, or `-` to read standard input";
                 return Err(Usage(text.into()).into());
@@ -150,6 +162,38 @@ impl Args {
         }
         Ok(text)
     }
+
+    /// The schema of `--json-schema`.
+    fn schema(&self) -> Result<Option<Value>> {
+        let Some(from) = &self.json_schema else {
+            return Ok(None);
+        };
+        let name = from.to_string_lossy();
+        let text = match &*name {
+            "-" => read_text(io::stdin().lock(), "standard input")?,
+            inline if inline.trim_start().starts_with('{') => inline.to_owned(),
+            _ => {
+                let file = File::open(Path::new(from));
+                let file = file.with_context(|| format!("--json-schema {name}"))?;
+                read_text(file, &name)?
+            }
+        };
+        let schema = serde_json::from_str(&text);
+        schema
+            .map(Some)
+            .with_context(|| format!("--json-schema {name:.80}: expected a JSON Schema"))
+    }
+}
+
+/// How the model is told of `schema`.
+fn told(schema: &Value) -> ResponseFormat {
+    let title = schema.get("title").and_then(Value::as_str);
+    let title = title.filter(|title| !title.is_empty() && !title.contains('\n'));
+    ResponseFormat {
+        name: title.unwrap_or("response").to_owned(),
+        description: None,
+        schema: schema.clone(),
+    }
 }
 
 /// Answers one prompt.
@@ -158,7 +202,14 @@ pub fn run(args: Args) -> Result<()> {
         .sampling
         .sampling(args.common.model.is_none(), args.common.seed)?;
     let prompt = args.prompt()?;
-    let conversation = args.turn.conversation()?;
+    let schema = args.schema()?;
+    let mut conversation = args.turn.conversation()?;
+    conversation.response_formats = schema.iter().map(told).collect();
+    conversation.messages = vec![Message::user(prompt.as_str())];
+    let rules = Rules {
+        format: schema.map(|schema| Format::JsonSchema { schema }),
+        ..Rules::default()
+    };
     let loaded = args.common.open()?;
     let load_time = loaded.load_time;
     let (engine, tokenizer) = loaded.into_engine()?;
@@ -166,20 +217,20 @@ pub fn run(args: Args) -> Result<()> {
         let reader = Reader::Raw(tokenizer.stream_decoder(), tokenizer.clone());
         (tokenizer.encode(&prompt), reader)
     } else {
-        let messages = vec![Message::user(prompt)];
-        harmony(
-            &Conversation {
-                messages,
-                ..conversation
-            },
-            &tokenizer,
-        )?
+        harmony(&conversation, &tokenizer)?
     };
+    let grammars = Grammars::new(tokenizer.clone());
+    let constraint = match (&rules.format, args.raw) {
+        (Some(format), true) => grammars.raw(format).map(Some),
+        _ => grammars.constrain(&rules, &conversation),
+    };
+    let constraint = constraint.context("--json-schema")?;
     let request = Request {
         tokens,
         sampling,
         max_tokens: args.turn.max_tokens,
         stop_ids: tokenizer.stop_ids(),
+        constraint,
         ..Request::default()
     };
     let show = Show {

@@ -2,33 +2,48 @@
 //!
 //! JSON is compact but flexible: between two of its signs may stand one blank, or a line's end with
 //! up to 64 blanks of indentation. So `{"a": 1}` and pretty-printed JSON are both allowed, and
-//! endless blanks, which models fall into, are not. Strings may hold any escape that JSON has.
+//! endless blanks, which models fall into, are not. Strings may hold any escape that JSON has. Fields
+//! come in the schema's order.
+//!
+//! The bounds: those below, and llguidance's own on what a mask may cost (50,000 items of its parser,
+//! 200,000 steps of its lexer) and on what a text may keep (250,000 states of its lexer, about 30
+//! MB). What is too large to begin is refused; what grows too large on the way ends the answer.
 
 use super::{cache::Cache, rules::Format, vocabulary::Vocabulary};
 use crate::{sampler::Mask, tokenizer::Tokenizer};
 use anyhow::Result;
 use llguidance::{
     JsonCompileOptions, Matcher, ParserFactory,
-    api::{ParserLimits, TopLevelGrammar},
+    api::TopLevelGrammar,
     earley::SlicedBiasComputer,
     toktrie::{InferenceCapabilities, TokEnv},
 };
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Most bytes of a schema (as compact JSON), a pattern or a grammar.
-pub const MAX_SCHEMA_BYTES: usize = 256 << 10;
+/// Most bytes of a schema, as compact JSON.
+pub const MAX_SCHEMA_BYTES: usize = 128 << 10;
+/// Most bytes of a pattern or a grammar.
+pub const MAX_GRAMMAR_BYTES: usize = 32 << 10;
 /// Most levels that a schema may be nested.
 pub const MAX_NESTING: usize = 64;
+/// Most fields of one object that may be left out: what llguidance does about them grows with the
+/// square of their number.
+pub const MAX_OPTIONAL: usize = 1000;
+/// Most that the values of a schema's `multipleOf` may add up to, their points left out: a lexer has
+/// as many states.
+pub const MAX_MULTIPLES: f64 = 10_000.0;
 
+/// Tokens of a text that are tried before it is accepted.
+const PROBE: usize = 3;
 /// Between two signs of JSON.
 const BLANKS: &str = r"\x20|\r?\n[\x20\t]{0,64}";
 
-/// Makes [`Shape`]s for one vocabulary.
+/// Makes [`Mold`]s for one vocabulary.
 pub(super) struct Compiler {
     factory: ParserFactory,
     /// What was compiled lately: agents send the same tools with every turn.
-    cache: Mutex<Cache<Matcher>>,
+    cache: Mutex<Cache<Arc<Mold>>>,
     /// Id that llguidance knows as the end of the text.
     end: u32,
 }
@@ -46,7 +61,7 @@ impl Compiler {
         let slices = SlicedBiasComputer::json_slices();
         let mut factory = ParserFactory::new(&vocabulary, abilities, &slices)?;
         factory.quiet();
-        *factory.limits_mut() = limits();
+        factory.limits_mut().verbose_errors = false;
         Ok(Compiler {
             factory,
             cache: Mutex::new(Cache::new()),
@@ -54,30 +69,22 @@ impl Compiler {
         })
     }
 
-    /// A fresh matcher of `format`, its first mask already computed once.
+    /// What texts of `format` are made in.
     ///
     /// # Errors
-    /// In llguidance's words, when it can't express `format` or `format` is beyond the limits.
-    pub fn shape(&self, format: &Format) -> Result<Shape, String> {
+    /// In llguidance's words, when it can't express `format` or `format` is beyond the bounds.
+    pub fn mold(&self, format: &Format) -> Result<Arc<Mold>, String> {
         let (kind, text) = text(format)?;
         let key = format!("{kind} {text}");
-        let cached = {
-            let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-            cache.get(&key).map(Matcher::deep_clone)
-        };
-        let matcher = match cached {
-            Some(matcher) => matcher,
-            None => {
-                let matcher = self.compile(format).map_err(|e| format!("{kind}: {e}"))?;
-                let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-                cache.put(key, matcher.deep_clone());
-                matcher
-            }
-        };
-        Ok(Shape {
-            matcher,
-            end: self.end,
-        })
+        let cache = || self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mold) = cache().get(&key) {
+            return Ok(Arc::clone(mold));
+        }
+        let matcher = self.compile(format).map_err(|e| format!("{kind}: {e}"))?;
+        let end = self.end;
+        let mold = Arc::new(Mold { matcher, end });
+        cache().put(key, Arc::clone(&mold));
+        Ok(mold)
     }
 
     fn compile(&self, format: &Format) -> Result<Matcher, String> {
@@ -101,58 +108,109 @@ impl Compiler {
             return Err("a grammar can't set the temperature: the request does".to_owned());
         }
         let mut matcher = Matcher::new(Ok(parser));
-        // What is too large shows here, and not in the middle of an answer.
-        matcher.compute_mask_or_eos().map_err(|error| {
-            let mut told = words(error);
-            if told.contains("NoExtension") {
-                told = "no text fits it".to_owned();
+        let failed = |error| match words(error) {
+            told if told.contains("NoExtension") => "no text fits it".to_owned(),
+            told => told,
+        };
+        matcher.compute_mask_or_eos().map_err(failed)?;
+        // What is too large shows in the first tokens, and so not in the middle of an answer.
+        let mut probe = matcher.deep_clone();
+        for _ in 0..PROBE {
+            let allowed = probe.compute_mask_or_eos().map_err(failed)?;
+            let first = allowed.iter().find(|&id| id != self.end);
+            match first {
+                Some(id) => probe.consume_token(id).map_err(failed)?,
+                None => break,
             }
-            told
-        })?;
+        }
         Ok(matcher)
     }
 }
 
-/// Bounds of one grammar: no schema takes more than about a second to compile, a tenth of that for a
-/// mask, or some tens of MB.
-fn limits() -> ParserLimits {
-    ParserLimits {
-        max_lexer_states: 25_000,
-        verbose_errors: false,
-        ..ParserLimits::default()
-    }
-}
-
-/// What a format is called and its text, within bounds.
+/// What a format is called, and its text.
+///
+/// # Errors
+/// When it is beyond the bounds.
 fn text(format: &Format) -> Result<(&'static str, String), String> {
     let (kind, text) = match format {
         Format::JsonObject => ("json_object", String::new()),
         Format::JsonSchema { schema } => {
-            if !shallow(schema, MAX_NESTING) {
-                return Err(format!(
-                    "json_schema: nested deeper than {MAX_NESTING} levels"
-                ));
-            }
+            let bounds = Bounds::default().add(schema, MAX_NESTING);
+            bounds.map_err(|beyond| format!("json_schema: {beyond}"))?;
             ("json_schema", schema.to_string())
         }
         Format::Regex(pattern) => ("regex", pattern.clone()),
         Format::Lark(grammar) => ("grammar", grammar.clone()),
     };
+    let most = match format {
+        Format::JsonObject | Format::JsonSchema { .. } => MAX_SCHEMA_BYTES,
+        Format::Regex(_) | Format::Lark(_) => MAX_GRAMMAR_BYTES,
+    };
     match text.len() {
-        length if length > MAX_SCHEMA_BYTES => Err(format!(
-            "{kind}: {length} bytes, and at most {MAX_SCHEMA_BYTES} can be enforced"
+        length if length > most => Err(format!(
+            "{kind}: {length} bytes; at most {most} can be enforced"
         )),
         _ => Ok((kind, text)),
     }
 }
 
-/// Whether `value` has at most `levels` levels.
-fn shallow(value: &Value, levels: usize) -> bool {
-    match value {
-        Value::Array(items) => levels > 0 && items.iter().all(|item| shallow(item, levels - 1)),
-        Value::Object(fields) => levels > 0 && fields.values().all(|f| shallow(f, levels - 1)),
-        _ => true,
+/// What is summed up over a schema.
+#[derive(Default)]
+struct Bounds {
+    multiples: f64,
+}
+
+impl Bounds {
+    /// Adds `schema`, which may have so many `levels`.
+    fn add(mut self, schema: &Value, levels: usize) -> Result<Bounds, String> {
+        let deeper = || {
+            let deep = || format!("nested deeper than {MAX_NESTING} levels; make it flatter");
+            levels.checked_sub(1).ok_or_else(deep)
+        };
+        match schema {
+            Value::Array(items) => {
+                let levels = deeper()?;
+                items
+                    .iter()
+                    .try_fold(self, |sum, item| sum.add(item, levels))
+            }
+            Value::Object(fields) => {
+                let levels = deeper()?;
+                let count = |key: &str| match fields.get(key) {
+                    Some(Value::Object(of)) => of.len(),
+                    Some(Value::Array(of)) => of.len(),
+                    _ => 0,
+                };
+                let optional = count("properties").saturating_sub(count("required"));
+                if optional > MAX_OPTIONAL {
+                    return Err(format!(
+                        "an object of {optional} fields that may be left out; at most \
+                         {MAX_OPTIONAL} can be enforced: make the others required"
+                    ));
+                }
+                if let Some(Value::Number(number)) = fields.get("multipleOf") {
+                    self.multiples += digits(&number.to_string());
+                }
+                if self.multiples > MAX_MULTIPLES {
+                    return Err(format!(
+                        "multipleOf: values that add up to more than {MAX_MULTIPLES} (without \
+                         their points) can't be enforced"
+                    ));
+                }
+                fields
+                    .values()
+                    .try_fold(self, |sum, field| sum.add(field, levels))
+            }
+            _ => Ok(self),
+        }
     }
+}
+
+/// The digits of a number as one: 25 of 0.25, 15 of 1.5e10.
+fn digits(number: &str) -> f64 {
+    let digits = number.chars().take_while(|c| !matches!(c, 'e' | 'E'));
+    let digits: String = digits.filter(char::is_ascii_digit).collect();
+    digits.parse().unwrap_or(f64::INFINITY)
 }
 
 /// A schema with our way to write JSON.
@@ -183,6 +241,22 @@ fn words(error: anyhow::Error) -> String {
     text.trim().to_owned()
 }
 
+/// A compiled format, which many texts can be made in at once.
+pub(super) struct Mold {
+    matcher: Matcher,
+    end: u32,
+}
+
+impl Mold {
+    /// A text at its beginning.
+    pub fn shape(&self) -> Shape {
+        Shape {
+            matcher: self.matcher.deep_clone(),
+            end: self.end,
+        }
+    }
+}
+
 /// A text in the making whose shape is enforced.
 pub(super) struct Shape {
     matcher: Matcher,
@@ -190,14 +264,6 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    /// The same shape from its beginning. Only for one that has taken in nothing.
-    pub fn fresh(&self) -> Shape {
-        Shape {
-            matcher: self.matcher.deep_clone(),
-            end: self.end,
-        }
-    }
-
     /// What may come; `ends` where the text may end.
     ///
     /// # Errors

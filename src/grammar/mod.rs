@@ -17,7 +17,7 @@ mod rules;
 mod turn;
 mod vocabulary;
 
-pub use compile::{MAX_NESTING, MAX_SCHEMA_BYTES};
+pub use compile::{MAX_GRAMMAR_BYTES, MAX_MULTIPLES, MAX_NESTING, MAX_OPTIONAL, MAX_SCHEMA_BYTES};
 pub use rules::{Format, GrammarError, Place, RuledTool, Rules, ToolChoice};
 
 use crate::{
@@ -25,8 +25,11 @@ use crate::{
     sampler::{Mask, MaskSource},
     tokenizer::Tokenizer,
 };
-use compile::{Compiler, Shape};
+use compile::{Compiler, Mold, Shape};
 use std::sync::{Arc, OnceLock};
+
+/// Most bytes of all strict tools' schemas of one request together.
+pub const MAX_TOOL_BYTES: usize = 4 * MAX_SCHEMA_BYTES;
 
 /// Makes constraints for one model. What llguidance needs to know of the vocabulary is built on the
 /// first use (about a second with o200k) and shared.
@@ -66,29 +69,38 @@ impl Grammars {
             return Ok(None);
         }
         rules.check()?;
-        let at = |place: Place| move |message: String| GrammarError::new(place, message);
+        let mold = |format: &Format, place: Place| {
+            self.mold(format)
+                .map_err(|message| GrammarError::new(place, message))
+        };
         let format = match &rules.format {
-            Some(format) => Some(self.shape(format).map_err(at(Place::Format))?),
+            Some(format) => Some(mold(format, Place::Format)?),
             None => None,
         };
-        let object = Format::JsonObject;
-        let must_call = matches!(rules.choice, ToolChoice::Required | ToolChoice::Named(_));
+        let mut bytes = 0;
         let mut tools = Vec::new();
         for (index, tool) in rules.tools.iter().enumerate() {
             if !rules.choice.allows(&tool.name) {
                 continue;
             }
-            let shape = match &tool.strict {
+            let place = Place::Tool(index);
+            let arguments = match &tool.strict {
                 Some(schema) => {
-                    let schema = Format::JsonSchema {
-                        schema: schema.clone(),
-                    };
-                    Some(self.shape(&schema).map_err(at(Place::Tool(index)))?)
+                    bytes += schema.to_string().len();
+                    if bytes > MAX_TOOL_BYTES {
+                        let message = format!(
+                            "the strict tools' schemas up to this one: {bytes} bytes; at most \
+                             {MAX_TOOL_BYTES} can be enforced"
+                        );
+                        return Err(GrammarError::new(place, message));
+                    }
+                    let schema = schema.clone();
+                    Some(mold(&Format::JsonSchema { schema }, place)?)
                 }
-                None if must_call => Some(self.shape(&object).map_err(at(Place::Tool(index)))?),
+                None if rules.choice.requires() => Some(mold(&Format::JsonObject, place)?),
                 None => None,
             };
-            tools.push((tool.name.clone(), shape));
+            tools.push((tool.name.clone(), arguments));
         }
         let turn = turn::Turn::new(&self.tok, conversation, rules, format, tools);
         let turn = turn.map_err(|error| GrammarError::new(Place::Format, format!("{error:#}")))?;
@@ -100,20 +112,20 @@ impl Grammars {
     /// # Errors
     /// As [`Grammars::constrain`]'s.
     pub fn raw(&self, format: &Format) -> Result<Box<dyn MaskSource>, GrammarError> {
-        let shape = self.shape(format);
-        let shape = shape.map_err(|message| GrammarError::new(Place::Format, message))?;
+        let mold = self.mold(format);
+        let mold = mold.map_err(|message| GrammarError::new(Place::Format, message))?;
         let ends = ["<|return|>", "<|endoftext|>"];
         let ends = ends.iter().filter_map(|name| self.tok.special(name));
         Ok(Box::new(Plain {
-            shape,
+            shape: mold.shape(),
             ends: ends.collect(),
             ended: false,
         }))
     }
 
-    fn shape(&self, format: &Format) -> Result<Shape, String> {
+    fn mold(&self, format: &Format) -> Result<Arc<Mold>, String> {
         let compiler = self.compiler().as_ref();
-        compiler.map_err(String::clone)?.shape(format)
+        compiler.map_err(String::clone)?.mold(format)
     }
 
     fn compiler(&self) -> &Result<Compiler, String> {

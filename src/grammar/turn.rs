@@ -10,7 +10,7 @@
 //! since `<|end|>` is allowed only below the last call.
 
 use super::{
-    compile::Shape,
+    compile::{Mold, Shape},
     headers::{Header, Lead, Writer},
     rules::{Format, Rules, ToolChoice},
 };
@@ -35,9 +35,9 @@ pub(super) struct Turn {
     /// `assistant`.
     role: Vec<u32>,
     headers: Vec<Header>,
-    format: Option<Shape>,
+    format: Option<Arc<Mold>>,
     /// The functions that may be called: the shape of their arguments.
-    calls: Vec<Option<Shape>>,
+    calls: Vec<Option<Arc<Mold>>>,
     /// A call must come.
     required: bool,
     parallel: bool,
@@ -78,8 +78,8 @@ impl Turn {
         tok: &Tokenizer,
         conversation: &Conversation,
         rules: &Rules,
-        format: Option<Shape>,
-        tools: Vec<(String, Option<Shape>)>,
+        format: Option<Arc<Mold>>,
+        tools: Vec<(String, Option<Arc<Mold>>)>,
     ) -> Result<Turn> {
         let control = Controls::new(tok)?;
         let names = conversation.tool_names();
@@ -175,7 +175,7 @@ impl Turn {
                 self.text(vec![control.end], None, false)
             }
             Lead::Final => {
-                let shape = self.format.as_ref().map(Shape::fresh);
+                let shape = self.format.as_ref().map(|mold| mold.shape());
                 self.text(vec![control.ret], shape, false)
             }
             Lead::Call(_) | Lead::Builtin => {
@@ -184,11 +184,11 @@ impl Turn {
                 if self.parallel && self.called < MAX_CALLS {
                     ends.push(control.end);
                 }
-                let shape = match lead {
+                let mold = match lead {
                     Lead::Call(index) => self.calls.get(index).and_then(Option::as_ref),
                     _ => None,
                 };
-                let shape = shape.map(Shape::fresh);
+                let shape = mold.map(|mold| mold.shape());
                 self.text(ends, shape, false)
             }
         }

@@ -1,5 +1,6 @@
-//! The parts by themselves: tokenizer, Harmony parser, sampler, and the CPU's product kernels.
+//! The parts by themselves: tokenizer, Harmony parser, sampler, masks, and the CPU's product kernels.
 
+use super::masks::{self, MaskTimes};
 use crate::{
     backend::cpu::micro::{self, KernelSpeed},
     cli::model::Loaded,
@@ -26,6 +27,9 @@ pub struct Micro {
     vocab: usize,
     /// To choose one token by each way of sampling.
     samples: Vec<(&'static str, Duration)>,
+    /// To prepare o200k for masks.
+    masks_build: Duration,
+    masks: Vec<MaskTimes>,
     kernels: Vec<KernelSpeed>,
 }
 
@@ -117,6 +121,7 @@ pub fn measure(loaded: &Loaded) -> Result<Micro> {
         let time = best(|| (0..each).all(|_| sampler.sample(&logits, &Mask::Any).is_ok()));
         (name, time / each)
     });
+    let (masks_build, masks) = masks::measure()?;
     Ok(Micro {
         tokenizer_build,
         encode,
@@ -125,6 +130,8 @@ pub fn measure(loaded: &Loaded) -> Result<Micro> {
         parse,
         vocab,
         samples: samples.collect(),
+        masks_build,
+        masks,
         kernels: micro::measure(KERNEL_TIME),
     })
 }
@@ -153,6 +160,8 @@ impl Micro {
             "encode_tokens": self.text_tokens,
             "parse_s": self.parse.as_secs_f64(),
             "sample_s": samples,
+            "masks_build_s": self.masks_build.as_secs_f64(),
+            "masks": self.masks.iter().map(MaskTimes::json).collect::<Vec<_>>(),
             "kernels": self.kernels,
         })
     }
@@ -177,6 +186,11 @@ impl Micro {
                 self.vocab
             )
         }));
+        lines.push(format!(
+            "masks: o200k prepared in {}",
+            millis(self.masks_build)
+        ));
+        lines.extend(self.masks.iter().map(MaskTimes::line));
         lines.push(String::new());
         lines.push("kernels alone, one thread, weights in the caches:".into());
         lines.push(format!(

@@ -4,6 +4,7 @@
 //! back end counts; the machine's bandwidth is measured in the same run.
 
 mod driver;
+mod masks;
 mod micro;
 mod report;
 
