@@ -29,8 +29,6 @@ pub(super) struct Gate {
     metrics: Metrics,
     life: Arc<Life>,
     timeout: Option<Duration>,
-    /// Of requests that bring none.
-    seed: Option<u64>,
     live: Live,
 }
 
@@ -72,7 +70,6 @@ impl Gate {
             metrics,
             life,
             timeout: settings.request_timeout,
-            seed: settings.seed,
             live: Live::default(),
         }
     }
@@ -84,8 +81,7 @@ impl Gate {
 }
 
 impl Engine for Gate {
-    fn submit(&self, mut request: Request) -> Events {
-        request.sampling.seed = request.sampling.seed.or(self.seed);
+    fn submit(&self, request: Request) -> Events {
         let (sender, events) = Events::channel();
         let passage = Passage {
             timer: Timer::start(&self.metrics, &self.model),

@@ -68,7 +68,7 @@ impl Fields {
             presence_penalty: or(self.presence_penalty, 0.0),
             frequency_penalty: or(self.frequency_penalty, 0.0),
             logit_bias: self.biases(settings)?,
-            seed: self.seed.map(|seed| seed.0),
+            seed: self.seed.map(|seed| seed.0).or(settings.seed),
         };
         if self.top_p == Some(0.0) {
             (sampling.top_p, sampling.top_k) = (1.0, 1);

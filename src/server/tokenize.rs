@@ -1,8 +1,13 @@
 //! Text to token ids and back, as vLLM's `/tokenize` and `/detokenize`.
 
-use super::{App, Served, error::ApiError, extract::Body};
+use super::{
+    App, Served, chat,
+    error::ApiError,
+    extract::{self, Body},
+};
 use axum::{Json, extract::State};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::sync::Arc;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -14,6 +19,10 @@ struct TokenizeRequest {
     model: Option<String>,
     /// Text; it never becomes a control token
     prompt: Option<String>,
+    /// Instead of it: a conversation, as in chat completions, whose other fields (`tools`,
+    /// `reasoning_effort` …) are understood too
+    #[schema(value_type = Option<Vec<Object>>)]
+    messages: Option<Value>,
     /// Also the tokens' texts
     return_token_strs: Option<bool>,
 }
@@ -55,7 +64,7 @@ pub fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(detokenize))
 }
 
-/// Text to token ids
+/// Text or a conversation to token ids
 #[utoipa::path(
     post,
     path = "/tokenize",
@@ -65,19 +74,40 @@ pub fn routes() -> OpenApiRouter<Arc<App>> {
 )]
 async fn tokenize(
     State(app): State<Arc<App>>,
-    Body(request): Body<TokenizeRequest>,
+    Body(value): Body<Value>,
 ) -> Result<Json<TokenizeResponse>, ApiError> {
+    let request: TokenizeRequest = extract::typed(value.clone())?;
     let served = app.model(request.model.as_deref()).await?;
-    let prompt = request.prompt.ok_or_else(|| ApiError::missing("prompt"))?;
-    let tokens = served.tokenizer.encode(&prompt);
+    // A long text takes long.
+    let work = move || tokens_of(request, value, &served, &app);
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|_| ApiError::internal("Tokenizing failed."))?
+        .map(Json)
+}
+
+fn tokens_of(
+    request: TokenizeRequest,
+    value: Value,
+    served: &Arc<Served>,
+    app: &App,
+) -> Result<TokenizeResponse, ApiError> {
+    let tokens = match (request.prompt, request.messages) {
+        (Some(prompt), None) => served.tokenizer.encode(&prompt),
+        (None, Some(_)) => served.prompt(&chat::conversation(value, served, &app.settings)?)?,
+        (None, None) => return Err(ApiError::missing("prompt")),
+        (Some(_), Some(_)) => {
+            let text = "Expected either 'prompt' or 'messages', found both.";
+            return Err(ApiError::invalid("messages", text));
+        }
+    };
     let texts = request.return_token_strs.unwrap_or(false);
-    let text = |&id: &u32| text_of(&served, &[id]);
-    Ok(Json(TokenizeResponse {
+    let text = |&id: &u32| text_of(served, &[id]);
+    Ok(TokenizeResponse {
         count: tokens.len(),
         max_model_len: served.engine.info().context,
         token_strs: texts.then(|| tokens.iter().map(text).collect()),
         tokens,
-    }))
+    })
 }
 
 /// Token ids to text

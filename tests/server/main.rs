@@ -9,8 +9,10 @@ mod load;
 mod models;
 mod ops;
 mod program;
+mod puppet;
 mod random_turns;
 mod scripted;
+mod sockets;
 #[allow(dead_code)]
 mod support;
 mod table;

@@ -42,6 +42,30 @@ async fn tokens_go_there_and_back() {
 }
 
 #[tokio::test]
+async fn conversations_are_tokenized_as_they_are_prompted() {
+    let client = demo();
+    let asked = json!({"messages": [{"role": "user", "content": "What is 2 + 2?"}]});
+    let tokens = client.post("/tokenize", &asked).await.json();
+    let answer = client.post("/v1/chat/completions", &asked).await.json();
+    assert!(tokens["count"].as_u64() > Some(10), "{tokens}");
+    assert_eq!(tokens["count"], answer["usage"]["prompt_tokens"]);
+    let back = client.post("/detokenize", &tokens).await.json();
+    let text = back["prompt"].as_str().unwrap();
+    assert!(text.ends_with("2 + 2?<|end|><|start|>assistant"), "{text}");
+    for wrong in [
+        json!({"messages": []}),
+        json!({"messages": [{"role": "nobody"}]}),
+        json!({"messages": "Hello"}),
+        json!({"messages": [], "prompt": "Hello"}),
+    ] {
+        let answer = client.post("/tokenize", &wrong).await;
+        answer
+            .is_error(400)
+            .unwrap_or_else(|e| panic!("{wrong}: {e}"));
+    }
+}
+
+#[tokio::test]
 async fn detokenize_knows_its_vocabulary() {
     let client = demo();
     let answer = client

@@ -21,7 +21,11 @@ use crate::{
 };
 use anyhow::{Context, Result, bail};
 use flags::LogFormat;
-use std::{io, path::Path, sync::Arc};
+use std::{
+    io::{self, IsTerminal as _},
+    path::Path,
+    sync::Arc,
+};
 use tracing_subscriber::EnvFilter;
 
 /// Most snapshots that are worth keeping track of.
@@ -126,9 +130,10 @@ fn log_to_stderr(args: &Args) -> Result<()> {
     let filter = filter.map_err(|e| Usage(format!("--log-level {level}: {e}")))?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr);
     match args.log_format {
-        LogFormat::Text => log.init(),
+        LogFormat::Text => log.with_target(false).init(),
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
     Ok(())

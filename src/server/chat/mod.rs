@@ -87,6 +87,19 @@ async fn create(
     Ok(sse::stream(stream::events(head, turns), keep_alive))
 }
 
+/// The conversation of a request for a chat completion, as its prompt is rendered from it.
+///
+/// # Errors
+/// 400, as for the request itself.
+pub(super) fn conversation(
+    request: Value,
+    served: &Arc<Served>,
+    settings: &Settings,
+) -> Result<Conversation, ApiError> {
+    let request: ChatRequest = super::extract::typed(request)?;
+    Ok(Wanted::read(request, served, settings)?.ask.conversation)
+}
+
 /// A turn to its end.
 async fn whole(mut turn: TurnStream, shaped: bool) -> Result<(Answer, Box<Outcome>), ApiError> {
     let mut teller = Teller::new(shaped);
