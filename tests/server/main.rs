@@ -11,6 +11,7 @@ mod ops;
 mod program;
 mod puppet;
 mod random_turns;
+mod responses;
 mod scripted;
 mod sockets;
 #[allow(dead_code)]

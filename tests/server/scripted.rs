@@ -132,12 +132,10 @@ impl Scripted {
         }
         let answer = &self.answers[prompt];
         let Some(rest) = answer.strip_prefix(said) else {
-            let tokens =
-                |ids: &[u32]| String::from_utf8_lossy(&self.tokenizer.decode(ids)).into_owned();
             bail!(
                 "the script says {:?}, said was {:?}",
-                tokens(answer),
-                tokens(said)
+                self.end(answer),
+                self.end(said)
             );
         };
         match rest.first() {
@@ -152,19 +150,23 @@ impl Scripted {
         let start = self.tokenizer.special("<|start|>");
         let assistant = self.tokenizer.encode("assistant");
         let mut found = None;
-        for (i, _) in sequence
-            .iter()
-            .enumerate()
-            .filter(|&(_, &id)| Some(id) == start)
-            .rev()
-        {
-            if !sequence[i + 1..].starts_with(&assistant) {
+        for (i, &id) in sequence.iter().enumerate().rev() {
+            let rest = &sequence[i + 1..];
+            if Some(id) != start || (rest.len() < assistant.len() && assistant.starts_with(rest)) {
+                continue; // no header, or one that the answer has only begun
+            }
+            if !rest.starts_with(&assistant) {
                 break;
             }
             found = Some(i + 1 + assistant.len());
         }
-        let text = || String::from_utf8_lossy(&self.tokenizer.decode(sequence)).into_owned();
-        found.ok_or_else(|| anyhow::anyhow!("no turn of the assistant in {:?}", text()))
+        found.ok_or_else(|| anyhow::anyhow!("no turn of the assistant in {:?}", self.end(sequence)))
+    }
+
+    /// The last of `sequence`, for messages.
+    fn end(&self, sequence: &[u32]) -> String {
+        let end = &sequence[sequence.len().saturating_sub(60)..];
+        String::from_utf8_lossy(&self.tokenizer.decode(end)).into_owned()
     }
 }
 
@@ -258,10 +260,13 @@ impl Backend for Scripted {
 #[test]
 fn the_script_is_said_to_prompts_short_and_long_over_a_shared_beginning() {
     use gossamer::{engine::*, harmony::*};
+    const THOUGHT: &str = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant";
     let (engine, tokenizer) = engine(Box::new(|prompt| {
         let last = prompt.text.rsplit("<|message|>").next().unwrap_or_default();
         let (length, results) = (last.len(), prompt.results);
-        format!("<|channel|>final<|message|>{length} after {results} results 🪢 <|x|><|return|>")
+        format!(
+            "{THOUGHT}<|channel|>final<|message|>{length} after {results} results 🪢 <|x|><|return|>"
+        )
     }));
     let mut conversation = Conversation {
         messages: vec![Message::user("hello ".repeat(1500))],
@@ -290,7 +295,7 @@ fn the_script_is_said_to_prompts_short_and_long_over_a_shared_beginning() {
             _ => "done<|end|><|start|>assistant".len(),
         };
         let expected = format!(
-            "<|channel|>final<|message|>{length} after {results} results 🪢 <|x|><|return|>"
+            "{THOUGHT}<|channel|>final<|message|>{length} after {results} results 🪢 <|x|><|return|>"
         );
         assert_eq!(String::from_utf8_lossy(&tokenizer.decode(&ids)), expected);
         conversation.messages.push(Message::call("f", "{}"));
