@@ -240,23 +240,23 @@ fn prompts(
     settings: &Settings,
 ) -> Result<Vec<Vec<u32>>, ApiError> {
     let tok = &served.tokenizer;
+    let invalid = |text: String| ApiError::invalid("prompt", format!("Invalid 'prompt': {text}."));
     let prompts = match prompt {
         None => vec![Vec::new()],
+        Some(Prompt::Tokens(prompts)) if prompts.iter().any(Vec::is_empty) => {
+            return Err(invalid(
+                "expected token ids, found an empty array".to_owned(),
+            ));
+        }
         Some(Prompt::Tokens(prompts)) => prompts,
         Some(Prompt::Texts(texts)) => texts.iter().map(|text| tok.encode(text)).collect(),
     };
     let most = settings.max_prompts;
-    let invalid = |text: String| {
-        Err(ApiError::invalid(
-            "prompt",
-            format!("Invalid 'prompt': {text}."),
-        ))
-    };
     if prompts.len() > most {
-        return invalid(format!(
+        return Err(invalid(format!(
             "expected at most {most} prompts, found {}",
             prompts.len()
-        ));
+        )));
     }
     let context = served.engine.info().context;
     let vocab = tok.vocab_size();
@@ -265,11 +265,13 @@ fn prompts(
         if prompt.is_empty() {
             match tok.special("<|endoftext|>") {
                 Some(id) => prompt.push(id),
-                None => return invalid("expected some text, found none".to_owned()),
+                None => return Err(invalid("expected some text, found none".to_owned())),
             }
         }
         if let Some(id) = prompt.iter().find(|&&id| id as usize >= vocab) {
-            return invalid(format!("expected token ids below {vocab}, found {id}"));
+            return Err(invalid(format!(
+                "expected token ids below {vocab}, found {id}"
+            )));
         }
         if prompt.len() >= context {
             return Err(ApiError::context_length(prompt.len(), context).param("prompt"));
