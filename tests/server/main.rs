@@ -5,6 +5,7 @@ mod chat;
 #[path = "../common/mod.rs"]
 #[allow(dead_code)]
 mod common;
+mod completions;
 mod hostile;
 mod load;
 mod models;
