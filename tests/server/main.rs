@@ -1,7 +1,7 @@
 //! The server through its router, without a socket unless a test is about sockets.
 
-mod commands;
 mod chat;
+mod commands;
 #[path = "../common/mod.rs"]
 #[allow(dead_code)]
 mod common;
