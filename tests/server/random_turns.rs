@@ -377,7 +377,26 @@ async fn random_turns_end_in_messages() {
         "too little happened to tell"
     );
     let folder = tempfile::tempdir().expect("a folder");
-    let file = folder.path().join("judged.json");
-    std::fs::write(&file, Value::from(judged).to_string()).expect("a file");
-    common::tool("judge_schema.py", &[&file]);
+    let (cases, answers) = (folder.path().join("cases"), folder.path().join("answers"));
+    let lines: String = judged.iter().map(|case| format!("{case}\n")).collect();
+    std::fs::write(&cases, lines).expect("a file");
+    common::tool("judge_schema.py", &[&cases, &answers]);
+    let answers = std::fs::read_to_string(answers).expect("answers");
+    assert_eq!(
+        answers.lines().count(),
+        judged.len(),
+        "the judge answers all"
+    );
+    let wrong: Vec<String> = answers
+        .lines()
+        .zip(&judged)
+        .filter(|(answer, _)| *answer != "null")
+        .map(|(answer, case)| format!("{answer}: {case}"))
+        .collect();
+    assert!(
+        wrong.is_empty(),
+        "{} texts:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
 }

@@ -106,6 +106,7 @@ async fn create(
         _ => ReasoningForm::Text,
     };
     let response = object::Response::new(&create, &tools, &served);
+    let schemas = tools.schemas();
     let mut writer = Writer::new(response, tools, form, ask.rules.format.is_some());
     let keep_alive = app.settings.keep_alive;
     if create.background == Some(true) {
@@ -114,7 +115,7 @@ async fn create(
             let what = format!("{most} responses run in the background already.");
             ApiError::busy(&what, Duration::from_secs(10))
         })?;
-        let turn = begin(&served, ask).await?;
+        let turn = begin(&served, ask, &schemas).await?;
         let value = writer.response().value();
         let store = &app.responses.store;
         let live = background::start(store, owner, place, context, writer, turn);
@@ -123,7 +124,7 @@ async fn create(
             _ => Json(value).into_response(),
         });
     }
-    let mut turn = begin(&served, ask).await?;
+    let mut turn = begin(&served, ask, &schemas).await?;
     if create.stream == Some(true) {
         // What fails by then has a status of its own; who waits longer has the stream kept alive.
         if let Ok(admitted) = tokio::time::timeout(keep_alive, turn.admitted()).await {
@@ -227,8 +228,19 @@ fn context(
     }
 }
 
-async fn begin(served: &Arc<Served>, ask: Ask) -> Result<TurnStream, ApiError> {
-    let mut turns = served.begin(ask, 1).await.map_err(renamed)?;
+async fn begin(served: &Arc<Served>, ask: Ask, schemas: &[String]) -> Result<TurnStream, ApiError> {
+    let turns = served.begin(ask, 1).await.map_err(renamed);
+    let mut turns = turns.map_err(|mut error| {
+        // A tool's schema stands elsewhere here, too.
+        let index = error.param.as_deref().and_then(|param| {
+            let index = param.strip_prefix("tools[")?;
+            index.strip_suffix("].function.parameters")?.parse().ok()
+        });
+        if let Some(path) = index.and_then(|index: usize| schemas.get(index)) {
+            error.param = Some(path.clone());
+        }
+        error
+    })?;
     turns
         .pop()
         .ok_or_else(|| ApiError::internal("No turn was started."))

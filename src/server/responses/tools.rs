@@ -32,6 +32,8 @@ struct Declared {
     /// As the conversation declares it; its name is [`flat`] of the client's.
     tool: Tool,
     strict: Option<Value>,
+    /// Where the request has its schema: `tools[0].parameters`.
+    schema: String,
 }
 
 /// The tools of a request.
@@ -131,8 +133,18 @@ impl Tools {
             client,
             tool,
             strict,
+            schema: match kind {
+                Kind::Function => format!("{path}.parameters"),
+                Kind::Custom => format!("{path}.format.definition"),
+            },
         });
         Ok(())
+    }
+
+    /// Where the request has each declared tool's schema.
+    pub fn schemas(&self) -> Vec<String> {
+        let tools = self.declared.iter();
+        tools.map(|declared| declared.schema.clone()).collect()
     }
 
     /// For [`Conversation::tools`](crate::harmony::Conversation::tools).

@@ -117,8 +117,22 @@ impl Place {
 }
 
 /// `body` with one more object, of the kind that `path` ends in, in the list that `path` names; in
-/// place of the object if there is none but one. `None` if the body has no such place.
-pub fn with_variant(body: &Value, path: &str, mut object: Value) -> Option<(Value, String)> {
+/// place of the object if there is none but one. The first of `bodies` with such a list, else the
+/// first where one could be.
+pub fn with_variant<'a>(
+    bodies: impl Iterator<Item = &'a Value> + Clone,
+    path: &str,
+    object: &Value,
+) -> Option<(Value, String)> {
+    let list = path.rsplit_once('<')?.0;
+    let has_list = |body: &&Value| {
+        Place::find(body, list).is_some_and(|p| p.get(body).is_some_and(Value::is_array))
+    };
+    let mut all = bodies.clone().filter(has_list).chain(bodies);
+    all.find_map(|body| with_variant_in(body, path, object.clone()))
+}
+
+fn with_variant_in(body: &Value, path: &str, mut object: Value) -> Option<(Value, String)> {
     let (list, variant) = path.rsplit_once('<')?;
     let variant = variant.trim_end_matches('>');
     let key = if list == "messages" { "role" } else { "type" };

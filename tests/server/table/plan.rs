@@ -227,8 +227,8 @@ impl Plan<'_> {
         let path = &field.path;
         if path.ends_with('>') {
             let object = self.instance(path);
-            let mut bodies = self.cases.bodies.values();
-            let (body, _) = bodies.find_map(|body| with_variant(body, path, object.clone()))?;
+            let bodies = self.cases.bodies.values();
+            let (body, _) = with_variant(bodies, path, &object)?;
             self.fine(format!("{path} added"), body);
             return Some(());
         }
@@ -249,8 +249,8 @@ impl Plan<'_> {
         let path = &field.path;
         if path.ends_with('>') {
             let object = self.instance(path);
-            let mut bodies = self.cases.bodies.values();
-            let (body, param) = bodies.find_map(|body| with_variant(body, path, object.clone()))?;
+            let bodies = self.cases.bodies.values();
+            let (body, param) = with_variant(bodies, path, &object)?;
             self.wrong(format!("{path} added"), body, UNSUPPORTED, param);
             return Some(());
         }
