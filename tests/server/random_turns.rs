@@ -108,7 +108,7 @@ impl Turn {
         let is_chat = random.below(2) == 0;
         let bias: serde_json::Map<String, Value> = controls
             .iter()
-            .map(|id| (id.to_string(), json!([0, 2, 4, 6][random.below(4)])))
+            .map(|id| (id.to_string(), json!([0, 4, 8, 12][random.below(4)])))
             .collect();
         let limit = if is_chat {
             "max_completion_tokens"
@@ -391,7 +391,7 @@ async fn random_turns_end_in_messages() {
         .lines()
         .zip(&judged)
         .filter(|(answer, _)| *answer != "null")
-        .map(|(answer, case)| format!("{answer}: {case}"))
+        .map(|(answer, case)| format!("{answer}: {case:.2000}"))
         .collect();
     assert!(
         wrong.is_empty(),

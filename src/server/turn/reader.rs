@@ -78,6 +78,8 @@ impl Reader {
         if let Some(ledger) = &mut self.teller.ledger {
             ledger.read(&turn);
         }
+        // A call that ends only now was not enough of one: the limit ended the turn, not the call.
+        self.teller.one_call = false;
         for delta in deltas {
             self.teller.delta(delta, out);
         }
