@@ -67,6 +67,17 @@ pub fn stream(
     show: Show,
 ) -> Result<Answer> {
     let _guard = interrupt::guard(&request.cancel)?;
+    read(engine, request, reader, stops, show)
+}
+
+/// As [`stream`], for callers that see to Ctrl-C themselves.
+pub fn read(
+    engine: &dyn Engine,
+    request: Request,
+    reader: Reader,
+    stops: &[String],
+    show: Show,
+) -> Result<Answer> {
     let cancel = request.cancel.clone();
     let mut screen = Screen::new(show, StopStrings::new(stops));
     let mut reader = reader;

@@ -8,19 +8,29 @@ use super::{
     run, sampling,
 };
 use crate::{
-    engine::{Engine, Request},
+    engine::{Cancel, Engine, Request},
     harmony::Conversation,
 };
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{self, BufRead, BufReader, Read, Write},
     path::PathBuf,
+    sync::{
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
 };
 
 /// More than any conversation that fits a context.
 const LONGEST_LINE: u64 = 64 << 20;
+
+/// Conversations that run together: a pass over the weights serves them all.
+const AT_ONCE: usize = 8;
+/// Places for the sliding windows, for what the conversations have in common.
+const SNAPSHOTS: usize = 16;
 
 /// What `batch` reads.
 #[derive(clap::Args, Debug)]
@@ -102,25 +112,30 @@ pub fn run(args: Args) -> Result<()> {
     if conversations.is_empty() {
         return Err(Usage(format!("{}: no conversations", args.file.display())).into());
     }
-    let loaded = args.common.open()?;
+    let loaded = args.common.open(AT_ONCE, SNAPSHOTS)?;
     let load_time = loaded.load_time;
     let (engine, tokenizer) = loaded.into_engine()?;
-    let show = Show {
-        answer: false,
-        reasoning: false,
+    let cancel = Cancel::default();
+    let guard = interrupt::guard(&cancel)?;
+    let answer = |conversation: &Conversation| {
+        let (tokens, reader) = run::harmony(conversation, &tokenizer)?;
+        let request = Request {
+            tokens,
+            sampling: sampling.clone(),
+            max_tokens: args.max_tokens,
+            stop_ids: tokenizer.stop_ids(),
+            cancel: cancel.clone(),
+            ..Request::default()
+        };
+        let show = Show {
+            answer: false,
+            reasoning: false,
+        };
+        answer::read(&engine, request, reader, &[], show)
     };
     let mut failed = 0;
-    for conversation in &conversations {
-        let answer = run::harmony(conversation, &tokenizer).and_then(|(tokens, reader)| {
-            let request = Request {
-                tokens,
-                sampling: sampling.clone(),
-                max_tokens: args.max_tokens,
-                stop_ids: tokenizer.stop_ids(),
-                ..Request::default()
-            };
-            answer::stream(&engine, request, reader, &[], show)
-        });
+    let mut interrupted = false;
+    let told = in_order(&conversations, &cancel, answer, |answer| {
         let line: Value = match &answer {
             Ok(answer) => answer.json(&engine.info().name, load_time),
             Err(error) => {
@@ -128,11 +143,14 @@ pub fn run(args: Args) -> Result<()> {
                 json!({ "error": format!("{error:#}") })
             }
         };
-        writeln!(io::stdout().lock(), "{line}")?;
-        if answer.is_ok_and(|answer| answer.finish == "cancelled") {
-            drop(engine);
-            std::process::exit(interrupt::EXIT_CODE);
-        }
+        interrupted |= answer.is_ok_and(|answer| answer.finish == "cancelled");
+        Ok(writeln!(io::stdout().lock(), "{line}")?)
+    });
+    drop(guard);
+    told?;
+    if interrupted || cancel.is_cancelled() {
+        drop(engine);
+        std::process::exit(interrupt::EXIT_CODE);
     }
     if failed > 0 {
         bail!("{failed} of {} conversations failed", conversations.len());
@@ -140,9 +158,51 @@ pub fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
+/// Does `work` on all items, [`AT_ONCE`] at a time, and `tell`s the results in order, each as soon as
+/// those before it are told. After `cancel`, nothing is begun; an error of `tell` cancels.
+fn in_order<T: Sync, R: Send>(
+    items: &[T],
+    cancel: &Cancel,
+    work: impl Fn(&T) -> R + Sync,
+    mut tell: impl FnMut(R) -> Result<()>,
+) -> Result<()> {
+    let next = AtomicUsize::new(0);
+    let (sender, results) = mpsc::channel();
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE.min(items.len()) {
+            let (sender, next, work) = (sender.clone(), &next, &work);
+            scope.spawn(move || {
+                while !cancel.is_cancelled() {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(item) = items.get(at) else { return };
+                    if sender.send((at, work(item))).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        let mut early = BTreeMap::new();
+        let mut told = 0;
+        for (at, result) in results {
+            early.insert(at, result);
+            while let Some(result) = early.remove(&told) {
+                told += 1;
+                if let Err(error) = tell(result) {
+                    cancel.cancel();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use super::conversations;
+    use super::{AT_ONCE, conversations, in_order};
+    use crate::engine::Cancel;
+    use std::sync::Barrier;
 
     #[test]
     fn wrong_lines_are_named() {
@@ -158,5 +218,39 @@ mod tests {
             let error = format!("{:#}", read(&format!("{good}\n{bad}\n")).unwrap_err());
             assert!(error.starts_with("q.jsonl, line 2: "), "{error}");
         }
+    }
+
+    #[test]
+    fn results_come_in_order_though_work_ends_out_of_order() {
+        let items: Vec<usize> = (0..AT_ONCE * 5).collect();
+        let cancel = Cancel::default();
+        let mut told = Vec::new();
+        // The first ones wait for each other: they do run at once.
+        let barrier = Barrier::new(AT_ONCE);
+        let work = |&n: &usize| {
+            if n < AT_ONCE {
+                barrier.wait();
+            }
+            n
+        };
+        let all = in_order(&items, &cancel, work, |n| {
+            told.push(n);
+            Ok(())
+        });
+        all.unwrap();
+        assert_eq!(told, items);
+        // A reader that is gone ends it.
+        let mut told = 0;
+        let end = in_order(
+            &items,
+            &cancel,
+            |_| (),
+            |()| {
+                told += 1;
+                anyhow::bail!("closed")
+            },
+        );
+        assert_eq!((end.unwrap_err().to_string(), told), ("closed".into(), 1));
+        assert!(cancel.is_cancelled());
     }
 }

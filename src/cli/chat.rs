@@ -52,13 +52,16 @@ const HELP: &str = "\
 /stats                      context, cache and speed
 /quit                       leave (also Ctrl-D)";
 
+/// Places for the sliding windows: a turn takes a few, and goes on from one of the last.
+const SNAPSHOTS: usize = 16;
+
 /// Talks until the input ends.
 pub fn run(args: Args) -> Result<()> {
     let sampling = args
         .sampling
         .sampling(args.common.model.is_none(), args.common.seed)?;
     let conversation = args.turn.conversation()?;
-    let loaded = args.common.open()?;
+    let loaded = args.common.open(1, SNAPSHOTS)?;
     let (engine, tokenizer) = loaded.into_engine()?;
     let interactive = io::stdin().is_terminal();
     let mut chat = Chat {

@@ -160,14 +160,14 @@ impl Common {
         Ok(model)
     }
 
-    /// Everything up to a back end that is ready, with room for one sequence. The demo model
-    /// introduces itself on stderr.
-    pub fn open(&self) -> Result<Loaded> {
+    /// Everything up to a back end that is ready, with room for `slots` sequences at once that share
+    /// one context's blocks, and for `snapshots`. The demo model introduces itself on stderr.
+    pub fn open(&self, slots: usize, snapshots: usize) -> Result<Loaded> {
         self.open_with(|context| Limits {
-            slots: 1,
+            slots,
             kv_blocks: context.div_ceil(KV_BLOCK),
             batch_tokens: BATCH_TOKENS.min(context),
-            snapshots: 0,
+            snapshots,
         })
     }
 

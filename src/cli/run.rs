@@ -210,7 +210,8 @@ pub fn run(args: Args) -> Result<()> {
         format: schema.map(|schema| Format::JsonSchema { schema }),
         ..Rules::default()
     };
-    let loaded = args.common.open()?;
+    // Nothing comes after it that would profit from a snapshot.
+    let loaded = args.common.open(1, 0)?;
     let load_time = loaded.load_time;
     let (engine, tokenizer) = loaded.into_engine()?;
     let (tokens, reader) = if args.raw {

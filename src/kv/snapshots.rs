@@ -92,16 +92,30 @@ impl KvCache {
         Some(place)
     }
 
-    /// Whether the windows after `tokens`, which `table` holds, are kept.
+    /// Whether the windows after `tokens`, whose keys and values are in `blocks`, are kept.
     pub fn has_snapshot(&self, blocks: &[u32], tokens: &[u32]) -> bool {
+        self.snapshot_after(blocks, tokens).is_some()
+    }
+
+    /// Notes that the snapshot after `tokens`, if there is one, may soon be of use.
+    pub fn refresh_snapshot(&mut self, blocks: &[u32], tokens: &[u32]) {
+        if let Some(place) = self.snapshot_after(blocks, tokens) {
+            self.snapshots.touch(place);
+        }
+    }
+
+    fn snapshot_after(&self, blocks: &[u32], tokens: &[u32]) -> Option<usize> {
         let whole = tokens.len() / KV_BLOCK;
-        let block = match whole.checked_sub(1).map(|at| blocks.get(at)) {
-            Some(None) => return false,
-            Some(Some(&block)) => Some(block),
+        let block = match whole.checked_sub(1) {
+            Some(at) => {
+                let &block = blocks.get(at)?;
+                let node = self.blocks[block as usize].node.as_ref();
+                node.filter(|node| node.is_whole())?;
+                Some(block)
+            }
             None => None,
         };
         self.snapshot_at(block, &tokens[whole * KV_BLOCK..])
-            .is_some()
     }
 
     fn snapshot_at(&self, block: Option<u32>, tail: &[u32]) -> Option<usize> {

@@ -79,17 +79,23 @@ pub fn shares(wants: &[Want], budget: usize) -> Vec<usize> {
 /// How long things take here, as moving averages.
 #[derive(Debug, Default)]
 pub struct Pace {
-    /// Seconds for a row of a prompt.
+    /// Seconds for a step of decoding rows only: what reading the weights takes.
+    decode: Option<f64>,
+    /// Seconds for a row of a prompt, beyond that.
     row: Option<f64>,
-    /// Seconds from one finished request to the next.
+    /// Seconds from one finished request to the next, while others waited or ran.
     gap: Option<f64>,
 }
 
 impl Pace {
     /// Notes a step that had `rows` of prompts.
     pub fn stepped(&mut self, rows: usize, took: Duration) {
-        if rows >= LEAST_PIECE {
-            average(&mut self.row, took.as_secs_f64() / rows as f64);
+        let took = took.as_secs_f64();
+        if rows == 0 {
+            average(&mut self.decode, took);
+        } else if rows >= LEAST_PIECE {
+            let own = (took - self.decode.unwrap_or(0.0)).max(took / 10.0);
+            average(&mut self.row, own / rows as f64);
         }
     }
 
@@ -107,10 +113,11 @@ impl Pace {
         rows.max(LEAST_PIECE).min(budget)
     }
 
-    /// When a place in the queue is likely to be free: whole seconds, a minute at most.
-    pub fn retry_after(&self) -> Duration {
-        let seconds = self.gap.unwrap_or(1.0).ceil().clamp(1.0, 60.0);
-        Duration::from_secs_f64(seconds)
+    /// When a place in the queue is likely to be free, if the last became free `since` then: whole
+    /// seconds, a minute at most.
+    pub fn retry_after(&self, since: Duration) -> Duration {
+        let seconds = self.gap.unwrap_or(0.0).max(since.as_secs_f64());
+        Duration::from_secs_f64(seconds.ceil().clamp(1.0, 60.0))
     }
 }
 
@@ -182,5 +189,25 @@ mod tests {
         }
         assert_eq!(pace.piece(512), LEAST_PIECE);
         assert_eq!(pace.piece(4), 4);
+        // Reading the weights takes its time whatever the piece: pieces don't shrink for that.
+        let mut pace = Pace::default();
+        for _ in 0..100 {
+            pace.stepped(0, Duration::from_millis(600));
+            let rows = pace.piece(512);
+            pace.stepped(rows, Duration::from_millis(600 + 5 * rows as u64));
+        }
+        assert!((90..=101).contains(&pace.piece(512)), "{pace:?}");
+    }
+
+    #[test]
+    fn a_full_queue_is_worth_a_while() {
+        let mut pace = Pace::default();
+        let seconds = Duration::from_secs;
+        assert_eq!(pace.retry_after(Duration::ZERO), seconds(1));
+        assert_eq!(pace.retry_after(seconds(7)), seconds(7));
+        pace.finished(seconds(20));
+        assert_eq!(pace.retry_after(seconds(7)), seconds(20));
+        pace.finished(seconds(2000));
+        assert_eq!(pace.retry_after(seconds(7)), seconds(60));
     }
 }
