@@ -28,8 +28,9 @@ unsafe fn sum_dwords(d: [__m512i; 4]) -> __m512i {
 /// wait for too few lines at a time to keep memory busy.
 const ROWS_AHEAD: usize = 2 * 4;
 
-/// Spreads a token's bias corrections and scales over lanes, four equal ones a block, into the
-/// panel's memory: `[groups]` of 16 i32, then `[groups]` of 16 f32.
+/// Lays out a token's bias corrections and scales in the panel's memory, by lanes, one a block:
+/// `[groups]` of 16 i32, the first of each four minus the correction and the others 0, then
+/// `[groups]` of 16 f32, four equal ones a block.
 #[inline(always)]
 unsafe fn spread<B: Blocks>(x: &XRow, groups: usize, to: *mut u8) {
     // SAFETY: the caller has room for `groups * 128` bytes; x has four blocks a group, by `check`.
@@ -37,7 +38,8 @@ unsafe fn spread<B: Blocks>(x: &XRow, groups: usize, to: *mut u8) {
         let index = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
         for g in 0..groups {
             let sums = B::correction(_mm_loadu_si128(x.sum.as_ptr().add(g * GROUP).cast()));
-            let bias = _mm512_permutexvar_epi32(index, _mm512_castsi128_si512(sums));
+            let minus = _mm512_castsi128_si512(_mm_sub_epi32(_mm_setzero_si128(), sums));
+            let bias = _mm512_maskz_permutexvar_epi32(0x1111, index, minus);
             let scale = _mm512_castps128_ps512(_mm_loadu_ps(x.scale.as_ptr().add(g * GROUP)));
             _mm512_store_si512(to.add(g * 64).cast(), bias);
             _mm512_store_ps(
@@ -72,15 +74,14 @@ unsafe fn few_group<B: Blocks, const T: usize>(
         for t in 0..T {
             let low = _mm512_loadu_si512(x[t].add(g * 128).cast());
             let high = _mm512_loadu_si512(x[t].add(g * 128 + 64).cast());
-            let mut dots = [_mm512_setzero_si512(); 4];
+            let spread = spread.add(t * groups * 128);
+            let mut dots = [_mm512_load_si512(spread.add(g * 64).cast()); 4];
             for r in 0..4 {
                 let half = _mm512_dpbusd_epi32(dots[r], weights[r].0, low);
                 dots[r] = _mm512_dpbusd_epi32(half, weights[r].1, high);
             }
-            let spread = spread.add(t * groups * 128);
-            let bias = _mm512_load_si512(spread.add(g * 64).cast());
             let scale = _mm512_mul_ps(scales, _mm512_load_ps(spread.add((groups + g) * 64).cast()));
-            let dots = _mm512_cvtepi32_ps(_mm512_sub_epi32(sum_dwords(dots), bias));
+            let dots = _mm512_cvtepi32_ps(sum_dwords(dots));
             acc[t] = _mm512_fmadd_ps(dots, scale, acc[t]);
         }
     }

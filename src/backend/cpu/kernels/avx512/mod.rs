@@ -17,10 +17,8 @@ use few::few;
 pub use lanes::Lanes;
 use panel::many;
 
-/// From this many tokens on, unpacking a panel pays.
-const PANEL_FROM: usize = 6;
-
-/// Any number of tokens.
+/// Any number of tokens. From nine on, unpacking a panel pays; up to eight, the sums of four rows stay
+/// in registers.
 ///
 /// # Safety
 /// [`supported`], in a function that enables the instruction set.
@@ -29,19 +27,18 @@ pub unsafe fn matmul<B: Blocks>(w: Rows, x: &[XRow], out: &mut [f32], panel: &mu
     check(w, B::BYTES, x, out);
     // SAFETY: lengths are checked; the caller enables the instruction set.
     unsafe {
-        if x.len() < PANEL_FROM {
-            for (i, x) in x.chunks(4).enumerate() {
-                let out = &mut out[i * 4 * w.rows..];
-                match x.len() {
-                    1 => few::<B, 1>(w, x, out, panel),
-                    2 => few::<B, 2>(w, x, out, panel),
-                    3 => few::<B, 3>(w, x, out, panel),
-                    _ => few::<B, 4>(w, x, out, panel),
-                }
-            }
-            return;
+        match x.len() {
+            0 => {}
+            1 => few::<B, 1>(w, x, out, panel),
+            2 => few::<B, 2>(w, x, out, panel),
+            3 => few::<B, 3>(w, x, out, panel),
+            4 => few::<B, 4>(w, x, out, panel),
+            5 => few::<B, 5>(w, x, out, panel),
+            6 => few::<B, 6>(w, x, out, panel),
+            7 => few::<B, 7>(w, x, out, panel),
+            8 => few::<B, 8>(w, x, out, panel),
+            _ => many::<B>(w, x, out, panel),
         }
-        many::<B>(w, x, out, panel);
     }
 }
 
