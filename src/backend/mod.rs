@@ -153,12 +153,6 @@ pub trait Backend: Send {
     fn limits(&self) -> Limits;
     /// Appends the batch's tokens to the KV cache and computes the logits asked for.
     fn forward(&mut self, batch: &Batch) -> Result<()>;
-    /// Makes slot `slot` ready to go on from position `len` or before, and returns from which: that
-    /// of the next [`Segment::start`]. Sliding-window rings forget, so it may be any position down
-    /// to 0, where every sequence can start anew.
-    fn rewind(&mut self, _slot: usize, _len: usize) -> usize {
-        0
-    }
     /// Copies all positions of block `from` to block `to`, in every full-attention layer.
     fn copy_block(&mut self, from: u32, to: u32) -> Result<()>;
     /// Copies the slot's sliding windows, and the length they belong to, into place `snapshot`, below

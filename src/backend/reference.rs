@@ -26,8 +26,6 @@ pub struct Reference {
     windows: Windows,
     /// By snapshot, the windows' keys and values, layer by layer.
     snapshots: Vec<Vec<f32>>,
-    /// The most that it held since it began: what its rings have overwritten is counted from there.
-    furthest: Vec<usize>,
     /// `[rows asked for, vocab]` of the last batch.
     logits: Vec<f32>,
     work: Work,
@@ -72,7 +70,6 @@ impl Reference {
             cache,
             windows: Windows::new(config, &limits),
             snapshots: vec![Vec::new(); limits.snapshots],
-            furthest: vec![0; limits.slots],
             logits: Vec::new(),
             work: Work::default(),
             limits,
@@ -405,26 +402,8 @@ impl Backend for Reference {
         }
         self.norm_lm_head(batch, &x);
         self.windows.ran(batch);
-        for segment in &batch.segments {
-            let end = segment.start + segment.tokens.len();
-            let furthest = &mut self.furthest[segment.slot];
-            *furthest = if segment.start == 0 {
-                end
-            } else {
-                end.max(*furthest)
-            };
-        }
         self.work.token_rows += rows.len() as u64;
         Ok(())
-    }
-
-    fn rewind(&mut self, slot: usize, len: usize) -> usize {
-        let config = &self.model.config;
-        let oldest_kept = self.furthest[slot].saturating_sub(ring(config, &self.limits));
-        let oldest_seen = (len + 1).saturating_sub(config.window);
-        let kept = len <= self.windows.end(slot) && oldest_seen >= oldest_kept;
-        self.windows.truncate(slot, if kept { len } else { 0 });
-        self.windows.end(slot)
     }
 
     fn copy_block(&mut self, from: u32, to: u32) -> Result<()> {

@@ -131,11 +131,6 @@ impl Windows {
         Ok(())
     }
 
-    /// Makes `slot` end at `end`; the caller knows that its windows reach back far enough.
-    pub(super) fn truncate(&mut self, slot: usize, end: usize) {
-        self.slots[slot].end = end;
-    }
-
     /// From where on windows that begin at `from` are exact.
     fn exact(&self, from: usize) -> usize {
         match from {

@@ -201,69 +201,6 @@ fn ragged(name: &str, model: &Arc<Model>, random: &mut Random) {
     }
 }
 
-/// A sequence that goes back and on again, twice, as an edited chat does: wherever the back end lets
-/// it go back to, the logits are those of its tokens alone.
-#[test]
-fn rewound_sequences_equal_solo_runs() {
-    let mut random = Random(fresh_seed());
-    let config = Config {
-        layers: 2,
-        ..odd_shape()
-    };
-    let model = Arc::new(random_model(
-        &mut random,
-        config,
-        &[Format::Q8_0],
-        &[Format::MXFP4],
-    ));
-    let mut kept = 0;
-    for trial in 0..200 {
-        let names = backends();
-        let name = &names[trial % names.len()];
-        let limits = Limits {
-            slots: 1,
-            kv_blocks: 8,
-            batch_tokens: 16,
-            snapshots: 0,
-        };
-        let mut backend = open_with(&model, name, 2, limits);
-        let mut ids: Vec<u32> = Vec::new();
-        let mut told = String::new();
-        for (back, more) in [
-            (0, 90 + random.below(80)),
-            (40, 1 + random.below(4)),
-            (60, 1),
-        ] {
-            let wanted = ids.len() - random.below(back + 1).min(ids.len());
-            let from = backend.rewind(0, wanted);
-            assert!(
-                from <= wanted,
-                "{name}: asked to go back to {wanted}, offered {from}"
-            );
-            told += &format!(" {} tokens, back to {from}, {more} more;", ids.len());
-            kept += usize::from(from > 0 && from < ids.len());
-            ids.truncate(from);
-            ids.extend(random.tokens(more, model.config.vocab));
-            for (i, piece) in ids[from..].chunks(16).enumerate() {
-                let segments = vec![segment(from + i * 16, piece, LogitRows::Last)];
-                backend.forward(&Batch { segments }).unwrap();
-            }
-        }
-        let mut solo = open(&model, name, 1, ids.len());
-        solo.forward(&Batch {
-            segments: vec![segment(0, &ids, LogitRows::Last)],
-        })
-        .unwrap();
-        assert_same(
-            name,
-            &told,
-            &[backend.logits(0).to_vec()],
-            &[solo.logits(0).to_vec()],
-        );
-    }
-    assert!(kept > 0, "no back end ever kept a part of the sequence");
-}
-
 /// The number of threads does not show either.
 #[test]
 fn threads_do_not_change_logits() {
@@ -384,56 +321,5 @@ fn impossible_batches_are_errors() {
             &rows,
             &score_with(&name, &model, &ids),
         );
-    }
-}
-
-/// A conversation: each turn goes back to somewhere after the last prompt, then reads on and decodes.
-/// The CPU back end never has to read a prompt again.
-#[test]
-fn a_conversation_goes_back_to_its_last_prompt() {
-    let mut random = Random(fresh_seed());
-    let model = release_like(&mut random);
-    for name in cpu_backends() {
-        let limits = Limits {
-            slots: 2,
-            kv_blocks: 64,
-            batch_tokens: 512,
-            snapshots: 0,
-        };
-        let mut backend = open_with(&model, &name, 2, limits);
-        let mut ids: Vec<u32> = Vec::new();
-        let mut prompt = 0;
-        for turn in 0..5 {
-            // Most answers are longer than what a ring could go back by itself.
-            let wanted = prompt + random.below(3).min(ids.len() - prompt);
-            let from = backend.rewind(1, wanted);
-            assert!(
-                (prompt..=wanted).contains(&from),
-                "{name}, turn {turn}: asked for {wanted}, the prompt was {prompt}, offered {from}"
-            );
-            ids.truncate(from);
-            let more = 2 + random.below(200);
-            ids.extend(random.tokens(more, model.config.vocab));
-            let mut run = |start: usize, tokens: &[u32]| {
-                let segments = vec![Segment {
-                    slot: 1,
-                    ..segment(start, tokens, LogitRows::Last)
-                }];
-                backend.forward(&Batch { segments }).unwrap();
-                backend.logits(0).to_vec()
-            };
-            let last = run(from, &ids[from..]);
-            let solo = score_with(&name, &model, &ids);
-            let what = format!("turn {turn}, {from} kept, {more} more");
-            assert_same(&name, &what, &[last], &solo[ids.len() - 1..]);
-            prompt = ids.len();
-            for _ in 0..20 + random.below(100) {
-                let id = random.tokens(1, model.config.vocab);
-                run(ids.len(), &id);
-                ids.extend(id);
-            }
-        }
-        // The same prompt once more, as for another answer: all but its last token are there.
-        assert_eq!(backend.rewind(1, prompt - 1), prompt - 1, "{name}");
     }
 }

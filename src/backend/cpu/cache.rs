@@ -102,11 +102,6 @@ impl Cache {
         })
     }
 
-    /// The oldest position that a ring still holds when the sequence has `len` positions.
-    pub fn oldest(&self, len: usize) -> usize {
-        (len.div_ceil(STEP)).saturating_sub(self.ring_steps) * STEP
-    }
-
     /// Bytes of one step of all KV heads: a block of one layer.
     fn step_bytes(&self) -> usize {
         self.kv_heads * 2 * STEP * self.head_dim * size_of::<u16>()
@@ -115,19 +110,6 @@ impl Cache {
     /// Bytes of all rings of one slot, or of one snapshot.
     fn rings_bytes(&self) -> usize {
         self.sliding_layers * self.ring_steps * self.step_bytes()
-    }
-
-    /// Copies a slot's rings into `copy`.
-    pub fn save_rings(&self, slot: usize, copy: &mut Vec<u8>) {
-        let bytes = self.rings_bytes();
-        copy.clear();
-        copy.extend_from_slice(&self.rings[slot * bytes..][..bytes]);
-    }
-
-    /// Puts back what [`Cache::save_rings`] copied.
-    pub fn load_rings(&mut self, slot: usize, copy: &[u8]) {
-        let bytes = self.rings_bytes();
-        self.rings[slot * bytes..][..bytes].copy_from_slice(copy);
     }
 
     /// Copies a slot's rings to a snapshot's; both are within the limits.

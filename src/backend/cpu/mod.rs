@@ -8,7 +8,6 @@ mod attention;
 mod buffers;
 mod cache;
 mod forward;
-mod history;
 mod kernels;
 pub mod micro;
 mod moe;
@@ -25,7 +24,6 @@ use attention::Plan;
 use buffers::{LargeMemory, Local, SmallMemory};
 use cache::Cache;
 use forward::Pass;
-use history::History;
 use kernels::Kernels;
 use std::sync::{Arc, atomic::AtomicUsize};
 use threads::{Pool, Queue, Shared};
@@ -57,8 +55,6 @@ pub struct Cpu {
     windows: Windows,
     /// By segment, the first position that its rows see in sliding layers.
     window_from: Vec<usize>,
-    /// What each slot's rings hold of them.
-    histories: Vec<History>,
     work: Work,
 }
 
@@ -122,7 +118,6 @@ impl Cpu {
             logits: Vec::new(),
             windows: Windows::new(config, &limits),
             window_from: Vec::new(),
-            histories: vec![History::default(); limits.slots],
             work: Work::default(),
             pool,
             limits,
@@ -245,19 +240,8 @@ impl Backend for Cpu {
             bail!("a worker thread of the CPU back end panicked; its message is above");
         }
         self.windows.ran(batch);
-        for segment in &batch.segments {
-            self.histories[segment.slot].append(segment, &self.cache);
-        }
         self.count(batch);
         Ok(())
-    }
-
-    fn rewind(&mut self, slot: usize, len: usize) -> usize {
-        let window = self.model.config.window;
-        let len = len.min(self.windows.end(slot));
-        let len = self.histories[slot].rewind(slot, len, window, &mut self.cache);
-        self.windows.truncate(slot, len);
-        len
     }
 
     fn copy_block(&mut self, from: u32, to: u32) -> Result<()> {
