@@ -108,7 +108,7 @@ impl Sequence {
             (Some(admitted), None) => (admitted.elapsed(), Duration::ZERO),
             (None, _) => (Duration::ZERO, Duration::ZERO),
         };
-        let queue_time = self.admitted.map_or_else(Instant::now, |at| at) - self.arrived;
+        let queue_time = self.admitted.unwrap_or_else(Instant::now) - self.arrived;
         Usage {
             queue_time,
             prefill_time,
@@ -148,13 +148,27 @@ impl Live {
 
     /// Where its next piece has to end.
     pub fn limit(&self) -> usize {
-        let end = self.sequence.tokens.len();
+        let mut end = self.sequence.tokens.len();
+        if self.is_unscored() && self.done < self.first_scored() {
+            end = self.first_scored();
+        }
         self.cuts.front().map_or(end, |&cut| cut.min(end))
     }
 
-    /// Whether its rows are to be scored, not only its last one.
-    pub fn is_scored(&self) -> bool {
+    /// Whether log-probabilities of its prompt have yet to be told.
+    pub fn is_unscored(&self) -> bool {
         let sequence = &self.sequence;
         sequence.prompt_logprobs.is_some() && sequence.scored < sequence.prompt
+    }
+
+    /// Whether its next rows are to be scored, not only its last one. Rows before the first that is
+    /// wanted run again after a preemption, and may be those that only rebuild the windows.
+    pub fn is_scored(&self) -> bool {
+        self.is_unscored() && self.done >= self.first_scored()
+    }
+
+    /// The row that tells the next log-probability.
+    fn first_scored(&self) -> usize {
+        self.sequence.scored.saturating_sub(1)
     }
 }

@@ -26,7 +26,7 @@ impl Scheduler {
         self.batch.segments.clear();
         self.planned.clear();
         self.make_room();
-        let is_decode = |live: &Live| live.pending() == 1 && !live.is_scored();
+        let is_decode = |live: &Live| live.pending() == 1 && !live.is_unscored();
         let mut budget = self.rules.batch_tokens;
         for i in 0..self.running.len() {
             let live = &self.running[i];

@@ -183,6 +183,35 @@ fn preempted_sequences_resume_without_loss() {
     assert_idle(&engine.stats());
 }
 
+/// A prompt that is being scored gives way too, and every token is scored once.
+#[test]
+fn a_preempted_prompt_is_scored_once() {
+    for snapshots in [0, 3] {
+        let limits = Limits {
+            slots: 2,
+            kv_blocks: 7,
+            batch_tokens: 4,
+            snapshots,
+        };
+        let (engine, seen) = start_with(limits, 160, options());
+        let (permit, gate) = mpsc::channel();
+        seen.lock().unwrap().gate = Some(gate);
+        let older = engine.submit(greedy(&numbers(20, 1), 60));
+        let scored = engine.submit(Request {
+            prompt_logprobs: Some(0),
+            ..greedy(&numbers(150, 2), 3)
+        });
+        drop(permit);
+        assert_eq!(Outcome::of(older).ids, greedily(&numbers(20, 1), 60));
+        let outcome = Outcome::of(scored);
+        assert_eq!(outcome.ids, greedily(&numbers(150, 2), 3));
+        let ids: Vec<u32> = outcome.scores.iter().map(|score| score.id).collect();
+        assert_eq!(ids, numbers(150, 2));
+        assert!(outcome.finish().1.preemptions > 0);
+        assert_idle(&engine.stats());
+    }
+}
+
 #[test]
 fn a_full_queue_is_said_at_once() {
     let limits = Limits {

@@ -59,7 +59,7 @@ impl Plan {
                 .map(|_| random.below(90) as u32)
                 .collect(),
             rule: (random.below(4) == 0).then(|| Rule(random.next())),
-            scored: random.below(12) == 0,
+            scored: random.below(6) == 0,
             leaves: (random.below(4) == 0).then(|| (random.below(20), random.below(2) == 0)),
         }
     }
