@@ -16,7 +16,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU8, Ordering},
     },
     time::Duration,
 };
@@ -74,17 +74,30 @@ pub struct Request {
 
 /// A switch that ends a request; clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Cancel(Arc<AtomicBool>);
+pub struct Cancel(Arc<AtomicU8>);
 
 impl Cancel {
+    const CANCELLED: u8 = 1;
+    const ENOUGH: u8 = 2;
+
     /// Ends the request within one step.
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.fetch_max(Self::CANCELLED, Ordering::Relaxed);
     }
 
-    /// Whether the request was cancelled.
+    /// Ends the request too, but as complete: whoever asked has all it wanted (a stop string).
+    pub fn enough(&self) {
+        self.0.store(Self::ENOUGH, Ordering::Relaxed);
+    }
+
+    /// Whether the request was ended, one way or the other.
     pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether it was ended as complete.
+    pub fn is_enough(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == Self::ENOUGH
     }
 }
 

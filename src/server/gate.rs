@@ -149,12 +149,15 @@ impl Passage {
             };
             let Some(mut event) = event else { return };
             admitted |= matches!(event, Event::Prefill { .. });
-            // What is there by then is an answer, cut as by `max_tokens`.
             if let Event::Finish { reason, .. } = &mut event
-                && late
                 && *reason == FinishReason::Cancelled
             {
-                *reason = FinishReason::Length;
+                *reason = match late {
+                    // What is there by then is an answer, cut as by `max_tokens`.
+                    true => FinishReason::Length,
+                    false if self.cancel.is_enough() => FinishReason::Stop,
+                    false => FinishReason::Cancelled,
+                };
             }
             self.timer.note(&event);
             self.figures.note(&event);

@@ -72,7 +72,8 @@ async fn create(
         usage: wanted.usage,
         explain: wanted.explain,
     };
-    let mut turns = served.begin(wanted.ask, wanted.n).await?;
+    let turns = served.begin(wanted.ask, wanted.n).await;
+    let mut turns = turns.map_err(|error| placed(error, &wanted.tools))?;
     if !wanted.stream {
         let answers = turns.into_iter().map(|turn| whole(turn, head.shaped));
         let answers = try_join_all(answers).await?;
@@ -98,6 +99,18 @@ pub(super) fn conversation(
 ) -> Result<Conversation, ApiError> {
     let request: ChatRequest = super::extract::typed(request)?;
     Ok(Wanted::read(request, served, settings)?.ask.conversation)
+}
+
+/// An error of function `i` of the turn, with the place of that function in the request.
+fn placed(mut error: ApiError, tools: &[String]) -> ApiError {
+    let index = error.param.as_deref().and_then(|param| {
+        let (index, _) = param.strip_prefix("tools[")?.split_once(']')?;
+        index.parse::<usize>().ok()
+    });
+    if let Some(path) = index.and_then(|index| tools.get(index)) {
+        error.param = Some(format!("{path}.parameters"));
+    }
+    error
 }
 
 /// A turn to its end.
@@ -141,6 +154,8 @@ pub(super) fn now() -> u64 {
 /// A request, checked.
 struct Wanted {
     ask: Ask,
+    /// Where each of its functions stands in the request.
+    tools: Vec<String>,
     n: usize,
     style: Style,
     stream: bool,
@@ -211,6 +226,7 @@ impl Wanted {
         };
         Ok(Wanted {
             ask,
+            tools: tools.paths,
             n: sampling::count("n", request.n, settings.max_n)?,
             style,
             stream: request.stream.unwrap_or(false),

@@ -18,6 +18,8 @@ pub struct Tools {
     pub declared: Vec<Tool>,
     /// What is enforced of each.
     pub ruled: Vec<RuledTool>,
+    /// Where each stands in the request.
+    pub paths: Vec<String>,
     /// Which may be called.
     pub choice: ToolChoice,
     /// They came as `functions`: the answer has `function_call`.
@@ -93,6 +95,7 @@ impl Tools {
                 parameters.clone().unwrap_or_else(none)
             }),
         });
+        self.paths.push(path.to_owned());
         self.declared.push(Tool {
             name,
             description: function.description.clone(),
@@ -197,8 +200,10 @@ impl Tools {
             }
             names.push(name);
         }
-        self.declared
-            .retain(|tool| names.contains(&tool.name.as_str()));
+        let is_kept = |tool: &Tool| names.contains(&tool.name.as_str());
+        let mut kept = self.declared.iter().map(is_kept);
+        self.paths.retain(|_| kept.next() == Some(true));
+        self.declared.retain(is_kept);
         self.ruled
             .retain(|tool| names.contains(&tool.name.as_str()));
         let mode = required_text(allowed, path, "mode")?;

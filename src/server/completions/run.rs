@@ -104,7 +104,7 @@ impl Run {
         let event = event.unwrap_or(Event::Error(Failure::Stopped));
         self.ready.extend(self.reader.read(event));
         if self.reader.stops.hit() {
-            self.cancel.cancel();
+            self.cancel.enough();
         }
     }
 }

@@ -359,7 +359,7 @@ impl TurnStream {
                 let before = self.ready.len();
                 reader.push(id, logprob, &top, &mut self.ready);
                 if reader.is_over() {
-                    self.cancel.cancel();
+                    self.cancel.enough();
                 }
                 let opened = self.ready.range(before..);
                 if opened.into_iter().any(is_foreign) {

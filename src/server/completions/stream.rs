@@ -1,0 +1,180 @@
+//! A completion as one object or as chunks.
+//!
+//! Chunks come as they come, each of one choice; a choice's last has its finish reason. Then, where
+//! asked for, the usage in a chunk without choices, and `[DONE]`. A failure is an error in the place
+//! of the rest.
+
+use super::run::{Done, Piece, Run, Step, logprobs};
+use crate::server::{FINGERPRINT, error::ApiError, sse::SseEvent, turn::stopped, usage::Total};
+use futures_util::{
+    Stream, StreamExt,
+    stream::{self, BoxStream},
+};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, VecDeque};
+
+/// What all chunks of a response share.
+pub struct Head {
+    /// `cmpl-…`.
+    pub id: String,
+    /// Seconds since 1970.
+    pub created: u64,
+    /// The model's true name.
+    pub model: String,
+    /// Choices of each prompt.
+    pub n: usize,
+    /// With log-probabilities.
+    pub logprobs: bool,
+    /// Usage in a last chunk.
+    pub usage: bool,
+    /// With the reason of a cache miss.
+    pub explain: bool,
+}
+
+impl Head {
+    fn object(&self, choices: Value) -> Value {
+        json!({
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": FINGERPRINT,
+            "choices": choices,
+        })
+    }
+
+    fn choice(&self, index: usize, piece: &Piece, finish: Option<&str>) -> Value {
+        json!({
+            "text": piece.text,
+            "index": index,
+            "logprobs": self.logprobs.then(|| logprobs(&piece.tokens)),
+            "finish_reason": finish,
+        })
+    }
+
+    fn total<'a>(&self, done: impl IntoIterator<Item = &'a Done>) -> Value {
+        let done: Vec<&Done> = done.into_iter().collect();
+        let mut total = Total::default();
+        for choices in done.chunks(self.n) {
+            total.add(choices.iter().map(|done| (&done.usage, 0, done.miss)));
+        }
+        total.value(self.explain)
+    }
+}
+
+/// A choice to its end.
+pub async fn whole(mut run: Run) -> Result<(Piece, Box<Done>), ApiError> {
+    let mut whole = Piece::default();
+    let mut add = |piece: &mut Piece| {
+        whole.text += &piece.text;
+        whole.tokens.append(&mut piece.tokens);
+    };
+    loop {
+        match run.next().await {
+            Some(Step::Text(mut piece)) => add(&mut piece),
+            Some(Step::Done(mut done)) => {
+                add(&mut done.rest);
+                return Ok((whole, done));
+            }
+            Some(Step::Failed(error)) => return Err(error),
+            None => return Err(stopped()),
+        }
+    }
+}
+
+/// The whole response.
+pub fn response(head: &Head, answers: Vec<(Piece, Box<Done>)>) -> Value {
+    let choices = answers.iter().enumerate();
+    let choices: Vec<Value> = choices
+        .map(|(index, (piece, done))| head.choice(index, piece, Some(done.finish)))
+        .collect();
+    let mut response = head.object(json!(choices));
+    response["usage"] = head.total(answers.iter().map(|(_, done)| &**done));
+    response
+}
+
+/// The events of a response whose choices are `runs`, `at_once` of them at a time. Dropping it
+/// cancels them.
+pub fn events(
+    head: Head,
+    runs: impl Iterator<Item = Run> + Send + 'static,
+    at_once: usize,
+) -> impl Stream<Item = SseEvent> + Send {
+    let chunks = Chunks {
+        done: BTreeMap::new(),
+        runs: stream::iter(runs.enumerate())
+            .flat_map_unordered(at_once, indexed)
+            .boxed(),
+        head,
+        ready: VecDeque::new(),
+        over: false,
+    };
+    stream::unfold(chunks, |mut chunks| async move {
+        let event = chunks.next().await?;
+        Some((event, chunks))
+    })
+}
+
+fn indexed((index, run): (usize, Run)) -> BoxStream<'static, (usize, Step)> {
+    let steps = stream::unfold(run, |mut run| async move {
+        let step = run.next().await?;
+        Some((step, run))
+    });
+    steps.map(move |step| (index, step)).boxed()
+}
+
+struct Chunks {
+    head: Head,
+    runs: BoxStream<'static, (usize, Step)>,
+    done: BTreeMap<usize, Box<Done>>,
+    ready: VecDeque<SseEvent>,
+    over: bool,
+}
+
+impl Chunks {
+    async fn next(&mut self) -> Option<SseEvent> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Some(event);
+            }
+            if self.over {
+                return None;
+            }
+            match self.runs.next().await {
+                Some((index, Step::Text(piece))) => self.chunk(index, &piece, None),
+                Some((index, Step::Done(done))) => {
+                    self.chunk(index, &done.rest, Some(done.finish));
+                    self.done.insert(index, done);
+                }
+                Some((_, Step::Failed(error))) => {
+                    self.runs = stream::empty().boxed();
+                    self.over = true;
+                    self.ready.extend([SseEvent::error(&error), SseEvent::Done]);
+                }
+                None => self.end(),
+            }
+        }
+    }
+
+    fn chunk(&mut self, index: usize, piece: &Piece, finish: Option<&str>) {
+        let choice = self.head.choice(index, piece, finish);
+        self.send(json!([choice]), Value::Null);
+    }
+
+    fn send(&mut self, choices: Value, usage: Value) {
+        let mut chunk = self.head.object(choices);
+        if self.head.usage {
+            chunk["usage"] = usage;
+        }
+        self.ready.push_back(SseEvent::json(&chunk));
+    }
+
+    fn end(&mut self) {
+        self.over = true;
+        if self.head.usage {
+            let usage = self.head.total(self.done.values().map(|done| &**done));
+            self.send(json!([]), usage);
+        }
+        self.ready.push_back(SseEvent::Done);
+    }
+}
