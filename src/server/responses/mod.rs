@@ -76,10 +76,13 @@ pub fn routes() -> OpenApiRouter<Arc<App>> {
 #[utoipa::path(
     post,
     path = "/v1/responses",
-    tag = "Responses",
+    tag = "responses",
     request_body = Create,
     responses(
-        (status = 200, description = "The response; its events if `stream` is true", body = Value),
+        (status = 200, description = "The response, or with `stream` its events",
+            content((Value = "application/json"), (String = "text/event-stream"))),
+        (status = "4XX", description = "What is wrong with the request", body = Value),
+        (status = "5XX", description = "The server's fault, or not its time", body = Value),
     ),
 )]
 async fn create(
@@ -105,8 +108,8 @@ async fn create(
         Some(value) if value == "1" || value == "true" => ReasoningForm::Open,
         _ => ReasoningForm::Text,
     };
+    let places = tools.places();
     let response = object::Response::new(&create, &tools, &served);
-    let schemas = tools.schemas();
     let mut writer = Writer::new(response, tools, form, ask.rules.format.is_some());
     let keep_alive = app.settings.keep_alive;
     if create.background == Some(true) {
@@ -115,7 +118,7 @@ async fn create(
             let what = format!("{most} responses run in the background already.");
             ApiError::busy(&what, Duration::from_secs(10))
         })?;
-        let turn = begin(&served, ask, &schemas).await?;
+        let turn = begin(&served, ask, &places).await?;
         let value = writer.response().value();
         let store = &app.responses.store;
         let live = background::start(store, owner, place, context, writer, turn);
@@ -124,11 +127,11 @@ async fn create(
             _ => Json(value).into_response(),
         });
     }
-    let mut turn = begin(&served, ask, &schemas).await?;
+    let mut turn = begin(&served, ask, &places).await?;
     if create.stream == Some(true) {
         // What fails by then has a status of its own; who waits longer has the stream kept alive.
         if let Ok(admitted) = tokio::time::timeout(keep_alive, turn.admitted()).await {
-            admitted.map_err(renamed)?;
+            admitted.map_err(|error| renamed(error, &places))?;
         }
         let ready = writer.start().into();
         return Ok(send(Sending {
@@ -141,7 +144,7 @@ async fn create(
     }
     while let Some(event) = turn.next().await {
         if let TurnEvent::Failed(error) = event {
-            return Err(renamed(error));
+            return Err(renamed(error, &places));
         }
         writer.push(event);
     }
@@ -228,32 +231,27 @@ fn context(
     }
 }
 
-async fn begin(served: &Arc<Served>, ask: Ask, schemas: &[String]) -> Result<TurnStream, ApiError> {
-    let turns = served.begin(ask, 1).await.map_err(renamed);
-    let mut turns = turns.map_err(|mut error| {
-        // A tool's schema stands elsewhere here, too.
-        let index = error.param.as_deref().and_then(|param| {
-            let index = param.strip_prefix("tools[")?;
-            index.strip_suffix("].function.parameters")?.parse().ok()
-        });
-        if let Some(path) = index.and_then(|index: usize| schemas.get(index)) {
-            error.param = Some(path.clone());
-        }
-        error
-    })?;
+/// Starts the turn. An error names this endpoint's fields, not those of chat completions;
+/// `places` are those of the tools.
+async fn begin(served: &Arc<Served>, ask: Ask, places: &[String]) -> Result<TurnStream, ApiError> {
+    let begun = served.begin(ask, 1).await;
+    let mut turns = begun.map_err(|error| renamed(error, places))?;
     turns
         .pop()
         .ok_or_else(|| ApiError::internal("No turn was started."))
 }
 
-/// An error of a turn, with this endpoint's names for what chat completions call otherwise.
-fn renamed(mut error: ApiError) -> ApiError {
-    let param = error.param.as_deref().map(|param| match param {
+fn renamed(mut error: ApiError, places: &[String]) -> ApiError {
+    let tool = |param: &str| {
+        let (index, rest) = param.strip_prefix("tools[")?.split_once(']')?;
+        let place = places.get(index.parse::<usize>().ok()?)?;
+        (rest == ".function.parameters").then(|| place.clone())
+    };
+    error.param = error.param.map(|param| match param.as_str() {
         "messages" => "input".to_owned(),
         "response_format" => "text.format".to_owned(),
-        other => other.to_owned(),
+        _ => tool(&param).unwrap_or(param),
     });
-    error.param = param;
     error
 }
 
@@ -321,9 +319,13 @@ fn follow(live: Arc<Live>, from: usize, keep_alive: Duration) -> Response {
 #[utoipa::path(
     post,
     path = "/v1/responses/input_tokens",
-    tag = "Responses",
+    tag = "responses",
     request_body = Create,
-    responses((status = 200, description = "How many tokens the prompt has", body = Value)),
+    responses(
+        (status = 200, description = "How many tokens the prompt has", body = Value),
+        (status = "4XX", description = "What is wrong with the request", body = Value),
+        (status = "5XX", description = "The server's fault, or not its time", body = Value),
+    ),
 )]
 async fn input_tokens(
     State(app): State<Arc<App>>,
@@ -339,7 +341,7 @@ async fn input_tokens(
     });
     let counted = counted.await;
     let count = counted.unwrap_or_else(|_| Err(ApiError::internal("Counting the tokens failed.")));
-    let count = count.map_err(renamed)?;
+    let count = count.map_err(|error| renamed(error, &[]))?;
     Ok(Json(
         json!({"object": "response.input_tokens", "input_tokens": count}),
     ))
@@ -357,9 +359,14 @@ struct Retrieve {
 #[utoipa::path(
     get,
     path = "/v1/responses/{id}",
-    tag = "Responses",
+    tag = "responses",
     params(("id" = String, Path, description = "The response's id"), Retrieve),
-    responses((status = 200, description = "The response", body = Value)),
+    responses(
+        (status = 200, description = "The response, or with `stream` its events",
+            content((Value = "application/json"), (String = "text/event-stream"))),
+        (status = "4XX", description = "What is wrong with the request", body = Value),
+        (status = "5XX", description = "The server's fault, or not its time", body = Value),
+    ),
 )]
 async fn retrieve(
     State(app): State<Arc<App>>,
@@ -387,9 +394,13 @@ async fn retrieve(
 #[utoipa::path(
     delete,
     path = "/v1/responses/{id}",
-    tag = "Responses",
+    tag = "responses",
     params(("id" = String, Path, description = "The response's id")),
-    responses((status = 200, description = "It is gone", body = Value)),
+    responses(
+        (status = 200, description = "It is gone", body = Value),
+        (status = "4XX", description = "What is wrong with the request", body = Value),
+        (status = "5XX", description = "The server's fault, or not its time", body = Value),
+    ),
 )]
 async fn delete(
     State(app): State<Arc<App>>,
@@ -410,9 +421,13 @@ async fn delete(
 #[utoipa::path(
     post,
     path = "/v1/responses/{id}/cancel",
-    tag = "Responses",
+    tag = "responses",
     params(("id" = String, Path, description = "The response's id")),
-    responses((status = 200, description = "The response, as far as it came", body = Value)),
+    responses(
+        (status = 200, description = "The response, as far as it came", body = Value),
+        (status = "4XX", description = "What is wrong with the request", body = Value),
+        (status = "5XX", description = "The server's fault, or not its time", body = Value),
+    ),
 )]
 async fn cancel(
     State(app): State<Arc<App>>,
@@ -447,9 +462,13 @@ struct List {
 #[utoipa::path(
     get,
     path = "/v1/responses/{id}/input_items",
-    tag = "Responses",
+    tag = "responses",
     params(("id" = String, Path, description = "The response's id"), List),
-    responses((status = 200, description = "The items", body = Value)),
+    responses(
+        (status = 200, description = "The items", body = Value),
+        (status = "4XX", description = "What is wrong with the request", body = Value),
+        (status = "5XX", description = "The server's fault, or not its time", body = Value),
+    ),
 )]
 async fn input_items(
     State(app): State<Arc<App>>,

@@ -32,8 +32,8 @@ struct Declared {
     /// As the conversation declares it; its name is [`flat`] of the client's.
     tool: Tool,
     strict: Option<Value>,
-    /// Where the request has its schema: `tools[0].parameters`.
-    schema: String,
+    /// Where its schema or format stands in the request.
+    place: String,
 }
 
 /// The tools of a request.
@@ -124,27 +124,24 @@ impl Tools {
             return Err(ApiError::invalid(format!("{path}.name"), message));
         }
         let description = optional_text(tool, "description", path)?.map(str::to_owned);
-        let (tool, strict) = match kind {
-            Kind::Function => function(flat, description, tool, path, echo)?,
-            Kind::Custom => custom(flat, description, tool, path, echo)?,
+        let ((tool, strict), field) = match kind {
+            Kind::Function => (function(flat, description, tool, path, echo)?, "parameters"),
+            Kind::Custom => (custom(flat, description, tool, path, echo)?, "format"),
         };
         self.declared.push(Declared {
             kind,
             client,
             tool,
             strict,
-            schema: match kind {
-                Kind::Function => format!("{path}.parameters"),
-                Kind::Custom => format!("{path}.format.definition"),
-            },
+            place: format!("{path}.{field}"),
         });
         Ok(())
     }
 
-    /// Where the request has each declared tool's schema.
-    pub fn schemas(&self) -> Vec<String> {
+    /// Where the schema or format of each of [`Tools::ruled`] stands in the request.
+    pub fn places(&self) -> Vec<String> {
         let tools = self.declared.iter();
-        tools.map(|declared| declared.schema.clone()).collect()
+        tools.map(|declared| declared.place.clone()).collect()
     }
 
     /// For [`Conversation::tools`](crate::harmony::Conversation::tools).

@@ -137,6 +137,27 @@ async fn a_choice_of_tools_is_enforced() {
 }
 
 #[tokio::test]
+async fn a_custom_tool_is_held_to_its_regular_expression() {
+    let client = says(
+        "<|channel|>commentary to=functions.number <|constrain|>json<|message|>{\"input\":\"42\"}<|call|>",
+    );
+    let tools = |definition: &str| {
+        json!([{"type": "web_search"}, {"type": "custom", "name": "number", "format": {
+            "type": "grammar", "syntax": "regex", "definition": definition}}])
+    };
+    let body = json!({"input": "?", "tools": tools("[0-9]+")});
+    let response = respond(&client, body).await;
+    assert_eq!(response["output"][0]["input"], "42");
+    let answer = create(&client, json!({"input": "?", "tools": tools("(")})).await;
+    answer.is_error(400).expect("no regular expression");
+    assert_eq!(
+        answer.json()["error"]["param"],
+        "tools[1].format",
+        "{answer}"
+    );
+}
+
+#[tokio::test]
 async fn prompts_are_counted() {
     let client = mirror();
     let body = json!({"input": "How long am I?", "instructions": "Count."});

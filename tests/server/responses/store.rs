@@ -2,6 +2,7 @@
 
 use super::*;
 use axum::http::{self, Method};
+use std::sync::Mutex;
 
 const ANSWER: &str = "<|channel|>analysis<|message|>Easy.<|end|><|start|>assistant<|channel|>final\
                       <|message|>Hello.<|return|>";
@@ -111,28 +112,30 @@ async fn what_is_not_to_be_stored_is_not() {
     }
 }
 
-/// A model that calls `f` where the user asks for it, and else repeats its prompt.
-fn lengthy() -> Client {
-    client(|prompt| {
+/// A model that calls `f` where the user asks for it, and the prompts that it was asked. It is asked
+/// each prompt once: the second time the script remembers.
+fn lengthy() -> (Client, Arc<Mutex<Vec<String>>>) {
+    let prompts = Arc::new(Mutex::new(Vec::new()));
+    let seen = prompts.clone();
+    let client = client(move |prompt| {
+        seen.lock().expect("a lock").push(prompt.text.clone());
         let last = prompt.text.rsplit("<|start|>user").next();
         let asked = last.is_some_and(|last| last.contains("Please call"));
         match asked && prompt.results == 0 {
             true => "<|channel|>analysis<|message|>I need f.<|end|><|start|>assistant<|channel|>commentary\
                      <|message|>One moment.<|end|><|start|>assistant to=functions.f<|channel|>commentary \
-                     <|constrain|>json<|message|>{\"a\":1}<|call|>"
-                .to_owned(),
-            false => format!(
-                "<|channel|>analysis<|message|>Count.<|end|><|start|>assistant<|channel|>final<|message|>{}\
-                 <|return|>",
-                quoted(prompt)
-            ),
+                     <|constrain|>json<|message|>{\"a\":1}<|call|>",
+            false => "<|channel|>analysis<|message|>Count.<|end|><|start|>assistant<|channel|>final<|message|>\
+                      Done.<|return|>",
         }
-    })
+        .to_owned()
+    });
+    (client, prompts)
 }
 
 #[tokio::test]
 async fn a_chain_has_the_prompt_of_the_whole_conversation() {
-    let client = lengthy();
+    let (client, prompts) = lengthy();
     let tools = json!([{"type": "function", "name": "f", "parameters": {"type": "object"}}]);
     let steps = [
         json!("Hello."),
@@ -145,8 +148,8 @@ async fn a_chain_has_the_prompt_of_the_whole_conversation() {
     let mut previous = Value::Null;
     let mut call = String::new();
     for (i, step) in steps.iter().enumerate() {
-        let step: Value =
-            serde_json::from_str(&step.to_string().replace("CALL", &call)).expect("JSON");
+        let step = step.to_string().replace("CALL", &call);
+        let step: Value = serde_json::from_str(&step).expect("JSON");
         let common = json!({"tools": tools, "instructions": format!("Number {i}.")});
         let mut chained = common.clone();
         chained["input"] = step.clone();
@@ -160,31 +163,21 @@ async fn a_chain_has_the_prompt_of_the_whole_conversation() {
         sent["store"] = json!(false);
         let chained = respond(&client, chained).await;
         let sent = respond(&client, sent).await;
-        let said = |response: &Value| -> Vec<String> {
-            let items = response["output"].as_array().expect("items").iter();
-            items.map(text_of).collect()
-        };
-        // The final text is the prompt itself.
-        assert_eq!(said(&chained), said(&sent), "step {i}");
         assert_eq!(
             chained["usage"]["input_tokens"], sent["usage"]["input_tokens"],
             "step {i}"
         );
-        let last = said(&chained).pop().expect("an item");
-        if i != 1 {
-            // Only the newest instructions; reasoning of this turn, not of those before.
-            let developer = last.split("«start»user").next().unwrap_or_default();
-            assert!(developer.contains(&format!("Number {i}.")), "{last}");
-            assert_eq!(developer.matches("Number").count(), 1, "{last}");
-            assert_eq!(last.contains("»I need f.«"), i == 2, "{last}");
-            assert!(!last.contains("»Count.«"), "{last}");
-        }
+        let seen = prompts.lock().expect("a lock").clone();
+        assert_eq!(seen.len(), i + 1, "two prompts in step {i}: {seen:#?}");
+        // Only the newest instructions; the reasoning of this turn, not of those before.
+        let last = &seen[i];
+        assert_eq!(last.matches("Number").count(), 1, "{last}");
+        assert!(last.contains(&format!("Number {i}.")), "{last}");
+        assert_eq!(last.contains("I need f."), i == 2, "{last}");
+        assert!(!last.contains("Count."), "{last}");
         let output = chained["output"].as_array().expect("items");
-        call = output
-            .iter()
-            .find_map(|item| item["call_id"].as_str())
-            .unwrap_or(&call)
-            .to_owned();
+        let made = output.iter().find_map(|item| item["call_id"].as_str());
+        call = made.unwrap_or(&call).to_owned();
         whole.extend(output.iter().cloned());
         assert_eq!(chained["previous_response_id"], previous);
         previous = chained["id"].clone();
@@ -219,7 +212,7 @@ async fn a_chain_has_the_prompt_of_the_whole_conversation() {
 
 #[tokio::test]
 async fn references_stand_for_stored_items() {
-    let client = lengthy();
+    let (client, prompts) = lengthy();
     let tools = json!([{"type": "function", "name": "f", "parameters": {"type": "object"}}]);
     let first = respond(&client, json!({"input": "Please call.", "tools": tools})).await;
     let output = first["output"].as_array().expect("items");
@@ -234,9 +227,11 @@ async fn references_stand_for_stored_items() {
     }
     whole.push(result.clone());
     referred.push(result);
-    let whole = respond(&client, json!({"input": whole, "tools": tools})).await;
-    let short = respond(&client, json!({"input": referred, "tools": tools})).await;
-    assert_eq!(text_of(&whole["output"][1]), text_of(&short["output"][1]));
+    respond(&client, json!({"input": whole, "tools": tools})).await;
+    respond(&client, json!({"input": referred, "tools": tools})).await;
+    let seen = prompts.lock().expect("a lock").clone();
+    assert_eq!(seen.len(), 2, "{seen:#?}");
+    assert!(seen[1].contains("I need f."), "{seen:#?}");
     let unknown = create(
         &client,
         json!({"input": [{"type": "item_reference", "id": "rs_none"}]}),
