@@ -2,8 +2,9 @@
 # Sets up what the tests need and runs them all: ./tools/test.sh [arguments of `cargo test`]
 #
 # Needs cargo and python3. The rest of a bare Debian machine (a C compiler, venv) comes from apt
-# when we may install it; the Python judges go to the private .venv/, made again when
-# tools/requirements.txt changes. Running it again costs nothing but the tests.
+# when we may install it; the Python judges go to the private .venv/, the server's clients to
+# tests/clients/, made again when their requirements change. Running it again costs nothing but
+# the tests.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -26,13 +27,28 @@ need 'command -v cc' gcc libc6-dev
 need 'command -v python3' python3
 need 'python3 -c "import ensurepip, venv"' python3-venv
 
-python=.venv/bin/python3
-stamp="$(python3 -V) $(cksum < tools/requirements.txt)"
-if [ "$(cat .venv/stamp 2>/dev/null || true)" != "$stamp" ] || ! $python -c '' 2>/dev/null; then
-    rm -rf .venv
-    python3 -m venv .venv
-    $python -m pip install --quiet --disable-pip-version-check -r tools/requirements.txt
-    echo "$stamp" > .venv/stamp
+# venv DIR REQUIREMENTS [PIP OPTION...]: makes the environment, again when the requirements change.
+venv() {
+    dir=$1 requirements=$2; shift 2
+    stamp="$(python3 -V) $(cksum < "$requirements")"
+    if [ "$(cat "$dir/stamp" 2>/dev/null || true)" = "$stamp" ] && "$dir/bin/python3" -c '' 2>/dev/null; then return; fi
+    rm -rf "$dir"
+    python3 -m venv "$dir"
+    "$dir/bin/python3" -m pip install --quiet --disable-pip-version-check "$@" -r "$requirements"
+    echo "$stamp" > "$dir/stamp"
+}
+
+venv .venv tools/requirements.txt
+venv tests/clients/.venv tests/clients/requirements.txt --no-deps
+
+# The Node clients, by the Node of that environment: Debian's is older than what they ask for. Not `npm ci`, which
+# wants every platform's packages in the lock file.
+modules=tests/clients/node_modules
+stamp=$(cksum < tests/clients/package-lock.json)
+if [ "$(cat $modules/stamp 2>/dev/null || true)" != "$stamp" ]; then
+    rm -rf $modules
+    (cd tests/clients && PATH="$PWD/.venv/bin:$PATH" npm install --no-save --no-audit --no-fund --loglevel=error)
+    echo "$stamp" > $modules/stamp
 fi
 
 # Release: the forward passes are too slow without optimization.
