@@ -1,6 +1,7 @@
 //! The server through its router, without a socket unless a test is about sockets.
 
 mod chat;
+mod clients;
 mod commands;
 #[path = "../common/mod.rs"]
 #[allow(dead_code)]
@@ -8,6 +9,7 @@ mod common;
 mod completions;
 mod hostile;
 mod load;
+mod loops;
 mod models;
 mod ops;
 mod program;
