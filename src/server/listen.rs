@@ -14,7 +14,11 @@ use axum::{
     extract::{ConnectInfo, Request},
     response::Response,
 };
-use axum_server::Handle;
+use axum_server::{
+    Handle,
+    accept::NoDelayAcceptor,
+    tls_rustls::{RustlsAcceptor, RustlsConfig},
+};
 use std::{
     convert::Infallible,
     future::Future,
@@ -34,15 +38,17 @@ const UPKEEP: Duration = Duration::from_secs(5);
 /// An open socket.
 pub struct Listener {
     socket: TcpListener,
-    tls: Option<Tls>,
+    tls: Option<RustlsConfig>,
 }
 
 impl Listener {
     /// Opens the socket; what connects waits until [`serve`] is called.
     ///
     /// # Errors
-    /// When the address is taken, not this machine's, or not to be had.
+    /// When the address is taken, not this machine's, or not to be had; when the certificate or its
+    /// key can't be read.
     pub fn bind(address: &[SocketAddr], tls: Option<Tls>) -> Result<Listener> {
+        let tls = tls.as_ref().map(Tls::config).transpose()?;
         let socket = TcpListener::bind(address).with_context(|| {
             let all: Vec<String> = address.iter().map(SocketAddr::to_string).collect();
             format!("listening on {} (--host, --port)", all.join(", "))
@@ -70,7 +76,7 @@ impl Listener {
 /// Serves `app` until `end` is there, then drains.
 ///
 /// # Errors
-/// When the certificate can't be read or the socket fails.
+/// When the socket fails.
 pub async fn serve(
     app: Arc<App>,
     listener: Listener,
@@ -85,22 +91,21 @@ pub async fn serve(
     let upkeep = tokio::spawn(upkeep(app.clone()));
     let timeout = app.settings.header_timeout;
     let Listener { socket, tls } = listener;
+    let server = axum_server::from_tcp(socket)?
+        .handle(handle)
+        .first_request_timeout(timeout);
+    // Events are small, and must not wait for each other.
+    let acceptor = NoDelayAcceptor::new();
     let served = match tls {
         None => {
-            let mut server = axum_server::from_tcp(socket)?.handle(handle);
+            let mut server = server.acceptor(acceptor);
             limit(&mut server, timeout);
-            server
-                .first_request_timeout(timeout)
-                .serve(connections)
-                .await
+            server.serve(connections).await
         }
         Some(tls) => {
-            let mut server = axum_server::from_tcp_rustls(socket, tls.config()?)?.handle(handle);
+            let mut server = server.acceptor(RustlsAcceptor::new(tls).acceptor(acceptor));
             limit(&mut server, timeout);
-            server
-                .first_request_timeout(timeout)
-                .serve(connections)
-                .await
+            server.serve(connections).await
         }
     };
     upkeep.abort();

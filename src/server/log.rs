@@ -115,20 +115,31 @@ impl Drop for Line {
         self.metrics.in_flight().decrement(1.0);
         self.figures.with(|sums| {
             let ms = |time: Duration| (time.as_secs_f64() * 1e4).round() / 10.0;
-            tracing::info!(
-                target: "gossamer::request",
-                id = self.id,
-                method = %self.method,
-                path = self.path,
-                status = self.status.as_u16(),
-                model = sums.model,
-                prompt = sums.model.is_some().then_some(sums.prompt),
-                cached = sums.model.is_some().then_some(sums.cached),
-                completion = sums.model.is_some().then_some(sums.completion),
-                ttft_ms = sums.first_token.map(ms),
-                total_ms = ms(sums.started.elapsed()),
-                disconnected = (!self.complete).then_some(true),
-            );
+            // What asks again and again whether all is well is not worth a line each time.
+            let often = matches!(self.path.as_str(), "/health" | "/ready" | "/metrics");
+            macro_rules! line {
+                ($level:ident) => {
+                    tracing::$level!(
+                        target: "gossamer::request",
+                        id = self.id,
+                        method = %self.method,
+                        path = self.path,
+                        status = self.status.as_u16(),
+                        model = sums.model,
+                        prompt = sums.model.is_some().then_some(sums.prompt),
+                        cached = sums.model.is_some().then_some(sums.cached),
+                        completion = sums.model.is_some().then_some(sums.completion),
+                        ttft_ms = sums.first_token.map(ms),
+                        total_ms = ms(sums.started.elapsed()),
+                        disconnected = (!self.complete).then_some(true),
+                    )
+                };
+            }
+            if often && self.status.is_success() {
+                line!(debug);
+            } else {
+                line!(info);
+            }
         });
     }
 }

@@ -17,6 +17,7 @@ mod puppet;
 mod random_turns;
 mod responses;
 mod scripted;
+mod serve;
 mod sockets;
 #[allow(dead_code)]
 mod support;

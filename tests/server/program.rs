@@ -70,6 +70,16 @@ impl Program {
         (response.status().as_u16(), text)
     }
 
+    /// Status and text of what a JSON body gets.
+    pub fn post(&self, path: &str, body: &Value) -> (u16, String) {
+        let request = agent().post(format!("{}{path}", self.url));
+        let request = request.header("content-type", "application/json");
+        let response = request.send(body.to_string());
+        let mut response = response.unwrap_or_else(|e| panic!("{path}: {e}"));
+        let text = response.body_mut().read_to_string().expect("text");
+        (response.status().as_u16(), text)
+    }
+
     /// Opens a stream of events.
     pub fn stream(&self, path: &str, body: &Value) -> Result<Stream, String> {
         let request = agent().post(format!("{}{path}", self.url));
