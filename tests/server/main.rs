@@ -4,7 +4,6 @@ mod chat;
 mod clients;
 mod commands;
 #[path = "../common/mod.rs"]
-#[allow(dead_code)]
 mod common;
 mod completions;
 mod hostile;

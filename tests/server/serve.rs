@@ -20,7 +20,7 @@ fn refused(args: &[&str], env: &[(&str, &str)]) -> (Option<i32>, String) {
 #[test]
 fn wrong_usage_says_what_to_do() {
     let mut file = tempfile::NamedTempFile::new().expect("a file");
-    write!(file, "max-sequences = 4\n").expect("written");
+    writeln!(file, "max-sequences = 4").expect("written");
     let file = file.path().to_str().expect("a plain path");
     let empty = tempfile::NamedTempFile::new().expect("a file");
     let empty = empty.path().to_str().expect("a plain path");
