@@ -131,6 +131,19 @@ fn bench_measures_the_parts_by_themselves() {
     for time in ["tokenizer_build_s", "encode_s", "parse_s"] {
         assert!(micro[time].as_f64() > Some(0.0), "{time}: {micro}");
     }
+    let masks = micro["masks"].as_array().unwrap();
+    assert_eq!(masks.len(), 3);
+    for mask in masks {
+        let time = |name: &str| mask[name].as_f64().unwrap();
+        assert!(
+            0.0 < time("mean_s") && time("mean_s") <= time("max_s"),
+            "{mask}"
+        );
+        assert!(
+            time("p95_s") <= time("max_s") && mask["tokens"].as_u64() > Some(20),
+            "{mask}"
+        );
+    }
     let kernels = micro["kernels"].as_array().unwrap();
     for isa in gossamer::backend::cpu::isas() {
         for format in ["MXFP4", "Q8_0", "F32"] {

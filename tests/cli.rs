@@ -259,6 +259,69 @@ fn json_has_the_answer_and_what_it_took() {
 }
 
 #[test]
+fn a_schema_shapes_the_answer() {
+    let schema = r#"{"type":"object","properties":{"answer":{"type":"integer"}},"required":["answer"],"additionalProperties":false}"#;
+    let file =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("schema-{}.json", std::process::id()));
+    std::fs::write(&file, schema).unwrap();
+    let question = "What is 17 + 25?";
+    let fits = |text: &str| {
+        let value: Value = serde_json::from_str(text).expect("the answer is JSON");
+        let fields = value.as_object().expect("an object");
+        assert!(fields.len() == 1 && fields["answer"].is_i64(), "{text}");
+    };
+    for seed in ["1", "2"] {
+        let args = ["run", "--seed", seed, "--json-schema"];
+        let from_file = [&args[..], &[file.to_str().unwrap(), question]].concat();
+        fits(out(&run(&from_file)));
+        fits(out(&run(&[&args[..], &[schema, question]].concat())));
+        let piped = piped(&[&args[..], &["-", question]].concat(), schema.as_bytes());
+        fits(out(&piped));
+        let answer = json(&run(&[&from_file[..], &["--json"]].concat()));
+        fits(answer["answer"].as_str().unwrap());
+        assert!(!answer["reasoning"].as_str().unwrap().is_empty());
+        assert_eq!(
+            (&answer["finish_reason"], &answer["repairs"]),
+            (&"stop".into(), &0.into())
+        );
+    }
+    std::fs::remove_file(file).unwrap();
+    // Without a conversation the whole text has the shape, whatever the weights.
+    let colours = r#"{"enum":["red","green"]}"#;
+    for seed in ["1", "2", "3"] {
+        let args = ["run", "-m", random_model(), "--raw", "--seed", seed];
+        let output = run(&[&args[..], &["--json-schema", colours, "The"]].concat());
+        let text = out(&output).trim_end();
+        assert!(
+            ["\"red\"", "\"green\""].contains(&text),
+            "{text:?} {}",
+            err(&output)
+        );
+    }
+}
+
+#[test]
+fn a_schema_that_cannot_be_kept_is_an_error() {
+    let ask = |schema| ["run", "hi", "--json-schema", schema];
+    fails(
+        &ask("/no/such/file"),
+        1,
+        &["--json-schema", "/no/such/file"],
+    );
+    fails(
+        &ask("{\"type\": \"object\""),
+        1,
+        &["--json-schema", "line 1"],
+    );
+    fails(&ask("{\"not\": {}}"), 1, &["--json-schema", "not"]);
+    fails(
+        &["run", "--json-schema", "-"],
+        2,
+        &["--json-schema -", "prompt"],
+    );
+}
+
+#[test]
 fn reasoning_is_shown_on_request_and_never_on_stdout() {
     let question = ["run", "What is 17 + 25?"];
     let hidden = run(&question);
