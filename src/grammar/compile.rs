@@ -234,11 +234,16 @@ fn schema(mut schema: Value) -> Result<TopLevelGrammar, String> {
     Ok(TopLevelGrammar::from_json_schema(schema))
 }
 
-/// llguidance's words without its marks.
+/// llguidance's words without its marks, nor options that are not the client's.
 fn words(error: anyhow::Error) -> String {
     let text = format!("{error:#}");
     let text = text.split("\n<").next().unwrap_or_default();
-    text.trim().to_owned()
+    match text.contains("oneOf constraints are not supported") {
+        true => "oneOf: nothing tells its options apart; give each a field with its own const, or \
+                 use anyOf"
+            .to_owned(),
+        false => text.trim().to_owned(),
+    }
 }
 
 /// A compiled format, which many texts can be made in at once.

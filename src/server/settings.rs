@@ -75,7 +75,7 @@ impl Default for Settings {
             max_json_values: 1 << 20,
             max_n: 16,
             max_prompts: 128,
-            max_schema_bytes: 256 << 10,
+            max_schema_bytes: crate::grammar::MAX_SCHEMA_BYTES,
             max_tools: 512,
             max_logit_bias: 1024,
             max_stop: 16,

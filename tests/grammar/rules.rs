@@ -526,6 +526,10 @@ fn what_cannot_be_kept_is_refused_by_name() {
             "minimum",
         ),
         (json!({"type": "colour"}), "colour"),
+        (
+            json!({"oneOf": [{"type": "string"}, {"type": "string", "maxLength": 3}]}),
+            "anyOf",
+        ),
         (json!("string"), "object"),
         (json!(false), "object"),
     ];
