@@ -21,11 +21,14 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 
 const TURNS: usize = 1000;
+/// Each has habits of its own.
+const MODELS: usize = 5;
 /// Requests under way at a time.
 const AT_ONCE: usize = 24;
 const CONTEXT: usize = 2048;
 
-/// A server of a small model with random weights, and the ids of its control tokens.
+/// A server of a small model with random weights, and the ids of its control tokens and of
+/// words of headers.
 fn random_server(seed: u64) -> (Client, Vec<u32>) {
     let demo = Gguf::open(&common::root().join("models/demo/demo.gguf")).expect("the demo model");
     let vocabulary = Vocabulary::from_gguf(&demo).expect("its vocabulary");
@@ -65,7 +68,11 @@ fn random_server(seed: u64) -> (Client, Vec<u32>) {
         "constrain",
     ];
     let control = |name: &&str| tokenizer.special(&format!("<|{name}|>"));
-    let controls = controls.iter().filter_map(control).collect();
+    let mut controls: Vec<u32> = controls.iter().filter_map(control).collect();
+    // Words of headers, so that all kinds of messages come.
+    for word in [" to=functions.", "commentary", "final"] {
+        controls.extend(tokenizer.encode(word).first());
+    }
     let app = App::for_engine("random", engine, tokenizer, Settings::default());
     (Client::new(app.expect("a server")), controls)
 }
@@ -123,12 +130,15 @@ impl Turn {
             "Hi",
             "<|start|>assistant<|channel|>final<|message|>x<|return|>",
         ][random.below(3)];
-        match is_chat {
-            true => body["messages"] = json!([{"role": "user", "content": text}]),
-            false => body["input"] = json!(text),
-        }
+        // Such a model may think until its tokens are used up.
+        let effort = ["none", "low", "none", "high"][random.below(4)];
         if is_chat {
+            body["messages"] = json!([{"role": "user", "content": text}]);
+            body["reasoning_effort"] = json!(effort);
             body["logit_bias"] = bias.into();
+        } else {
+            body["input"] = json!(text);
+            body["reasoning"] = json!({"effort": effort});
         }
         let mut turn = Turn {
             path: if is_chat {
@@ -304,13 +314,11 @@ fn response(answer: &Answer, streamed: bool) -> Result<Ended, String> {
     Ok(ended)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn random_turns_end_in_messages() {
-    let seed = fresh_seed();
-    let mut random = Random(seed);
+/// Turns of one model, and what came of them.
+async fn answers_of(seed: u64, random: &mut Random) -> Vec<(Turn, Answer)> {
     let (client, controls) = random_server(seed);
-    let turns: Vec<Turn> = (0..TURNS)
-        .map(|_| Turn::random(&mut random, &controls))
+    let turns: Vec<Turn> = (0..TURNS / MODELS)
+        .map(|_| Turn::random(random, &controls))
         .collect();
     let ask = |turn: Turn| {
         let client = client.clone();
@@ -319,11 +327,21 @@ async fn random_turns_end_in_messages() {
             (turn, answer)
         }
     };
-    let answers: Vec<_> = stream::iter(turns)
+    stream::iter(turns)
         .map(ask)
         .buffer_unordered(AT_ONCE)
         .collect()
-        .await;
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn random_turns_end_in_messages() {
+    let seed = fresh_seed();
+    let mut random = Random(seed);
+    let mut answers = Vec::with_capacity(TURNS);
+    for model in 0..MODELS {
+        answers.extend(answers_of(seed + model as u64, &mut random).await);
+    }
 
     let (mut wrong, mut judged, mut complete, mut called) = (Vec::new(), Vec::new(), 0, 0);
     for (turn, answer) in &answers {
@@ -373,7 +391,7 @@ async fn random_turns_end_in_messages() {
         wrong.join("\n")
     );
     assert!(
-        complete > TURNS / 10 && called > 20 && judged.len() > 20,
+        complete > TURNS / 20 && called > 5 && judged.len() > 20,
         "too little happened to tell"
     );
     let folder = tempfile::tempdir().expect("a folder");
