@@ -1,7 +1,7 @@
 #!/bin/sh
 # Sets up what the tests need and runs them all: ./tools/test.sh [arguments of `cargo test`]
 #
-# Needs cargo and python3. The rest of a bare Debian machine (a C compiler, venv) comes from apt
+# Needs cargo and python3. The rest of a bare Debian machine (a C compiler, curl, venv) comes from apt
 # when we may install it; the Python judges go to the private .venv/, the server's clients to
 # tests/clients/, made again when their requirements change. Running it again costs nothing but
 # the tests.
@@ -24,6 +24,7 @@ need() {
 
 command -v cargo >/dev/null || die "cargo is not installed; see https://rustup.rs"
 need 'command -v cc' gcc libc6-dev
+need 'command -v curl' curl
 need 'command -v python3' python3
 need 'python3 -c "import ensurepip, venv"' python3-venv
 
