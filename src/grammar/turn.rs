@@ -55,7 +55,7 @@ enum State {
     /// In a header: the candidates that are left, and how many of their tokens are done.
     Header { open: Vec<usize>, done: usize },
     /// In a text.
-    Text(Text),
+    Text(Box<Text>),
     /// After the turn's end.
     Done,
 }
@@ -282,7 +282,7 @@ impl MaskSource for Turn {
                 };
                 let done = done + 1;
                 match (self.token(first, done), self.headers.get(first)) {
-                    (None, Some(header)) => State::Text(self.begin(header.lead)),
+                    (None, Some(header)) => State::Text(Box::new(self.begin(header.lead))),
                     _ => State::Header { open, done },
                 }
             }

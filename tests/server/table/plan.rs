@@ -186,7 +186,7 @@ impl Plan<'_> {
         }
         let mut wrong = Vec::new();
         for (name, value) in samples() {
-            if !has(name) && !(name == "integer" && has("number")) {
+            if !has(name) && (name != "integer" || !has("number")) {
                 wrong.push(value);
             }
         }
