@@ -28,6 +28,8 @@ pub struct Seen {
     pub work: Work,
     /// Lengths of each step's segments.
     pub steps: Vec<Vec<usize>>,
+    /// Where they ended.
+    pub ends: Vec<Vec<usize>>,
     /// Fail the step with this number, counted from 1, so: with an error, or with a panic.
     pub fail_at: Option<(usize, bool)>,
     /// Wait for a permit before each step.
@@ -35,6 +37,14 @@ pub struct Seen {
 }
 
 impl Seen {
+    /// The number of the first step in which a segment ended at `position`.
+    pub fn step_to(&self, position: usize) -> Option<usize> {
+        self.ends
+            .iter()
+            .position(|ends| ends.contains(&position))
+            .map(|step| step + 1)
+    }
+
     /// Rows of all steps so far.
     pub fn rows(&self) -> u64 {
         self.work.token_rows
@@ -169,6 +179,9 @@ impl Backend for Paged {
             let mut seen = self.seen.lock().unwrap();
             let lengths: Vec<usize> = batch.segments.iter().map(|s| s.tokens.len()).collect();
             seen.work.token_rows += lengths.iter().sum::<usize>() as u64;
+            let starts = batch.segments.iter().map(|s| s.start);
+            let ends = starts.zip(&lengths).map(|(start, rows)| start + rows);
+            seen.ends.push(ends.collect());
             seen.steps.push(lengths);
             match seen.fail_at {
                 Some((at, panics)) if at == seen.steps.len() => {

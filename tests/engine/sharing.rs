@@ -68,17 +68,18 @@ fn a_short_prompt_does_not_wait_for_a_long_one() {
     for _ in 0..3 {
         permit.send(()).unwrap();
     }
-    let mut short = engine.submit(greedy(&numbers(30, 2), 2));
+    let short = engine.submit(greedy(&numbers(30, 2), 2));
     while seen.lock().unwrap().steps.len() < 3 {
         std::thread::yield_now();
     }
     drop(permit);
-    until_token(&mut short);
-    let steps = seen.lock().unwrap().steps.len();
-    assert!(steps <= 10, "the first token after {steps} steps");
+    assert_eq!(Outcome::of(short).ids, greedily(&numbers(30, 2), 2));
     assert_eq!(Outcome::of(long).ids, greedily(&numbers(3000, 1), 2));
+    let seen = seen.lock().unwrap();
+    let first = seen.step_to(30).unwrap();
+    assert!(first <= 6, "its prompt was done in step {first}");
     // The long one had a share of each step.
-    let steps = &seen.lock().unwrap().steps;
+    let steps = &seen.steps;
     assert!(
         steps
             .iter()
@@ -104,8 +105,8 @@ fn a_stream_of_short_prompts_does_not_starve_a_long_one() {
     drop(permit);
     assert_eq!(Outcome::of(long).ids, greedily(&numbers(800, 1), 1));
     // A quarter of each step is its own.
-    let steps = seen.lock().unwrap().steps.len();
-    assert!(steps <= 102, "done after {steps} steps");
+    let last = seen.lock().unwrap().step_to(800).unwrap();
+    assert!(last <= 100, "its prompt was done in step {last}");
     short.into_iter().for_each(|events| {
         Outcome::of(events).finish();
     });
