@@ -8,7 +8,7 @@
 //! from web pages, though (whoever sends an `Origin`): there `application/json` is required, so that
 //! a foreign page can't reach this server with a "simple" request, for which browsers ask no leave.
 
-use super::{error::ApiError, state::App};
+use super::{error::ApiError, object::Object, state::App};
 use axum::{
     body::to_bytes,
     extract::{FromRequest, FromRequestParts, Request},
@@ -196,7 +196,7 @@ pub fn typed<T: DeserializeOwned>(value: Value) -> Result<T, ApiError> {
         let text = format!("The request's body: expected a JSON object, found {found}.");
         return Err(ApiError::new(StatusCode::BAD_REQUEST, text).code("invalid_type"));
     }
-    serde_path_to_error::deserialize(value).map_err(|error| {
+    serde_path_to_error::deserialize(Object(value)).map_err(|error| {
         let path = error.path().to_string();
         let text = error.inner().to_string();
         let missing = text

@@ -19,6 +19,7 @@ mod listen;
 mod log;
 pub mod metrics;
 pub mod models;
+mod object;
 mod openapi;
 pub mod responses;
 pub mod sampling;
