@@ -4,7 +4,10 @@
 //! mask. One that is slow or panics holds up nobody but its own request.
 
 use super::Message;
-use crate::sampler::{Mask, MaskSource};
+use crate::{
+    engine::Failure,
+    sampler::{Mask, MaskSource},
+};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, PoisonError, mpsc},
@@ -20,7 +23,7 @@ pub struct Constraint {
     /// The token that it has not been told of.
     last: Option<u32>,
     /// What may come next, once that is known.
-    mask: Option<Result<Mask, String>>,
+    mask: Option<Result<Mask, Failure>>,
 }
 
 impl Constraint {
@@ -39,7 +42,7 @@ impl Constraint {
     }
 
     /// The next mask or what went wrong with it; `None` while it is being computed.
-    pub fn mask(&self) -> Option<&Result<Mask, String>> {
+    pub fn mask(&self) -> Option<&Result<Mask, Failure>> {
         self.mask.as_ref()
     }
 
@@ -62,7 +65,7 @@ pub struct Done {
     /// The request.
     pub id: u64,
     source: Option<Box<dyn MaskSource>>,
-    mask: Result<Mask, String>,
+    mask: Result<Mask, Failure>,
 }
 
 /// The threads, started when first needed.
@@ -140,15 +143,16 @@ impl Task {
             Ok(mask) => Done {
                 id,
                 source: Some(source),
-                mask,
+                // It would fail so every time: the request asks for what can't be enforced.
+                mask: mask.map_err(Failure::Invalid),
             },
             Err(panic) => Done {
                 id,
                 source: None,
-                mask: Err(format!(
+                mask: Err(Failure::Broken(format!(
                     "the constraint panicked: {}",
                     super::words(&*panic)
-                )),
+                ))),
             },
         }
     }

@@ -17,20 +17,23 @@ struct Draw<'a> {
     live: usize,
     sampler: &'a mut Sampler,
     logits: &'a [f32],
-    mask: Result<&'a Mask, String>,
+    mask: Result<&'a Mask, Failure>,
     drawn: Option<Drawn>,
 }
 
-type Drawn = std::result::Result<Sampled, String>;
+type Drawn = std::result::Result<Sampled, Failure>;
 
 impl Draw<'_> {
     fn run(&mut self) {
         let (sampler, logits) = (&mut *self.sampler, self.logits);
         let drawn = match &self.mask {
-            Err(error) => Err(error.clone()),
+            Err(failure) => Err(failure.clone()),
             Ok(mask) => match catch_unwind(AssertUnwindSafe(|| sampler.sample(logits, mask))) {
-                Ok(sampled) => sampled.map_err(|error| error.to_string()),
-                Err(panic) => Err(format!("the sampler panicked: {}", words(&*panic))),
+                Ok(sampled) => sampled.map_err(|error| Failure::Broken(error.to_string())),
+                Err(panic) => Err(Failure::Broken(format!(
+                    "the sampler panicked: {}",
+                    words(&*panic)
+                ))),
             },
         };
         self.drawn = Some(drawn);
@@ -77,7 +80,7 @@ impl Scheduler {
             let mask = match &live.sequence.constraint {
                 None => Ok(&Mask::Any),
                 Some(constraint) => match constraint.mask() {
-                    Some(mask) => mask.as_ref().map_err(String::clone),
+                    Some(mask) => mask.as_ref().map_err(Failure::clone),
                     None => {
                         live.late = Some(backend.logits(row).to_vec());
                         continue;
@@ -116,7 +119,7 @@ impl Scheduler {
                 live: i,
                 sampler: &mut live.sequence.sampler,
                 logits: &logits,
-                mask: mask.as_ref().map_err(String::clone),
+                mask: mask.as_ref().map_err(Failure::clone),
                 drawn: None,
             };
             draw.run();
@@ -146,7 +149,7 @@ impl Scheduler {
                         None => {}
                     }
                 }
-                Some(Err(error)) => over.push((i, Err(Failure::Broken(error)))),
+                Some(Err(failure)) => over.push((i, Err(failure))),
                 None => over.push((i, Err(Failure::Broken("nothing was drawn".into())))),
             }
         }
