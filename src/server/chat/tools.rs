@@ -63,10 +63,12 @@ impl Tools {
         for (i, function) in functions.iter().enumerate() {
             tools.declare(&format!("functions[{i}]"), function)?;
         }
-        match (&request.tool_choice, &request.function_call) {
-            (Some(choice), _) => tools.choose(choice)?,
-            (None, Some(choice)) => tools.choose_old(choice)?,
-            (None, None) => {}
+        if let Some(choice) = &request.function_call {
+            tools.choose_old(choice)?;
+        }
+        // The newer field decides where both are given.
+        if let Some(choice) = &request.tool_choice {
+            tools.choose(choice)?;
         }
         Ok(tools)
     }

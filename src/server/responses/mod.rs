@@ -42,6 +42,7 @@ use std::{
 };
 use store::{Store, Stored};
 use stream::{ReasoningForm, Writer};
+use tokio::time::Instant;
 use tools::Tools;
 use utoipa::IntoParams;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -140,6 +141,7 @@ async fn create(
             ready,
             store,
             keep_alive,
+            told: Instant::now(),
         }));
     }
     while let Some(event) = turn.next().await {
@@ -192,7 +194,7 @@ fn context(
                 .code("previous_response_not_found")
                 .param("previous_response_id")
         })?;
-        if previous.live.as_ref().is_some_and(|live| live.runs()) {
+        if !previous.response.state.is_last() {
             let message = format!("The response '{id:.100}' is not complete yet.");
             return Err(ApiError::invalid("previous_response_id", message));
         }
@@ -280,19 +282,28 @@ struct Sending {
     ready: VecDeque<stream::Event>,
     store: Option<Keep>,
     keep_alive: Duration,
+    /// When the last event was sent.
+    told: Instant,
 }
 
 fn send(sending: Sending) -> Response {
     let events = futures_util::stream::unfold(sending, |mut sending| async move {
         loop {
             if let Some(event) = sending.ready.pop_front() {
+                sending.told = Instant::now();
                 return Some((event.sse(), sending));
             }
-            let next = tokio::time::timeout(sending.keep_alive, sending.turn.next());
+            // Since something was sent, not since something happened: a prompt that is read in many
+            // pieces tells nothing.
+            let due = sending.told + sending.keep_alive;
+            let next = tokio::time::timeout_at(due, sending.turn.next());
             let events = match next.await {
                 Ok(None) => return None,
                 Ok(Some(event)) => sending.writer.push(event),
-                Err(_) => sending.writer.keep_alive(),
+                Err(_) => {
+                    sending.told = Instant::now();
+                    sending.writer.keep_alive()
+                }
             };
             sending.ready.extend(events);
             if sending.writer.response().state.is_last()

@@ -61,6 +61,15 @@ impl Tools {
     /// 400 that names the field.
     pub fn read(values: &[Value], most: usize) -> Result<Tools, ApiError> {
         let mut tools = Tools::default();
+        // Before they are looked at: each is compared with all that were declared.
+        let bounded = |len: usize| match len > most {
+            true => {
+                let message = format!("Invalid 'tools': at most {most} tools are accepted.");
+                Err(ApiError::invalid("tools", message))
+            }
+            false => Ok(()),
+        };
+        bounded(values.len())?;
         for (i, value) in values.iter().enumerate() {
             let path = format!("tools[{i}]");
             let tool = object(value, &path)?;
@@ -70,6 +79,7 @@ impl Tools {
                     let namespace = name(tool, &path)?;
                     let inner = required(tool, "tools", &path)?;
                     let inner = array(inner, &format!("{path}.tools"))?;
+                    bounded(tools.declared.len() + inner.len())?;
                     for (j, value) in inner.iter().enumerate() {
                         let path = format!("{path}.tools[{j}]");
                         let tool = object(value, &path)?;
@@ -80,10 +90,7 @@ impl Tools {
                 kind => tools.declare(kind, tool, None, &path, &mut echo)?,
             }
             tools.echo.push(echo);
-            if tools.declared.len() > most || tools.echo.len() > most {
-                let message = format!("Invalid 'tools': at most {most} tools are accepted.");
-                return Err(ApiError::invalid("tools", message));
-            }
+            bounded(tools.declared.len())?;
         }
         Ok(tools)
     }
