@@ -19,7 +19,10 @@ use llguidance::{
     toktrie::{InferenceCapabilities, TokEnv},
 };
 use serde_json::{Value, json};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 /// Most bytes of a schema, as compact JSON.
 pub const MAX_SCHEMA_BYTES: usize = 128 << 10;
@@ -30,6 +33,9 @@ pub const MAX_NESTING: usize = 64;
 /// Most fields of one object that may be left out: what llguidance does about them grows with the
 /// square of their number.
 pub const MAX_OPTIONAL: usize = 1000;
+/// Most fields of all objects of a schema together: llguidance recurses once for each field of an
+/// object, and `allOf` makes several objects one.
+pub const MAX_FIELDS: usize = 2500;
 /// Most that the values of a schema's `multipleOf` may add up to, their points left out: a lexer has
 /// as many states.
 pub const MAX_MULTIPLES: f64 = 10_000.0;
@@ -140,6 +146,10 @@ fn text(format: &Format) -> Result<(&'static str, String), String> {
             ("json_schema", schema.to_string())
         }
         Format::Regex(pattern) => ("regex", pattern.clone()),
+        // A schema in a grammar would be beyond the bounds above.
+        Format::Lark(grammar) if grammar.contains("%json") => {
+            return Err("grammar: %json can't be used here; ask for a json_schema".to_owned());
+        }
         Format::Lark(grammar) => ("grammar", grammar.clone()),
     };
     let most = match format {
@@ -157,6 +167,7 @@ fn text(format: &Format) -> Result<(&'static str, String), String> {
 /// What is summed up over a schema.
 #[derive(Default)]
 struct Bounds {
+    fields: usize,
     multiples: f64,
 }
 
@@ -176,12 +187,19 @@ impl Bounds {
             }
             Value::Object(fields) => {
                 let levels = deeper()?;
-                let count = |key: &str| match fields.get(key) {
-                    Some(Value::Object(of)) => of.len(),
-                    Some(Value::Array(of)) => of.len(),
-                    _ => 0,
-                };
-                let optional = count("properties").saturating_sub(count("required"));
+                let described = fields.get("properties").and_then(Value::as_object);
+                let described = || described.into_iter().flat_map(|of| of.keys());
+                let required = fields.get("required").and_then(Value::as_array);
+                let required = required.into_iter().flatten().filter_map(Value::as_str);
+                let required: HashSet<&str> = required.collect();
+                let is_optional = |name: &&String| !required.contains(name.as_str());
+                let optional = described().filter(is_optional).count();
+                self.fields += optional + required.len();
+                if self.fields > MAX_FIELDS {
+                    return Err(format!(
+                        "its objects have more than {MAX_FIELDS} fields in all; no more can be enforced"
+                    ));
+                }
                 if optional > MAX_OPTIONAL {
                     return Err(format!(
                         "an object of {optional} fields that may be left out; at most \

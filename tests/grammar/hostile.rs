@@ -75,6 +75,10 @@ fn hostile() -> Vec<(&'static str, Format)> {
             "2,000 fields that need not be",
             schema(properties(2000, false)),
         ),
+        (
+            "20,000 required names",
+            schema(json!({"type": "object", "required": words(20_000)})),
+        ),
         ("1,000 kinds", schema(choice(1000))),
         ("itself", schema(json!({"$ref": "#"}))),
         (
