@@ -186,10 +186,10 @@ impl fmt::Display for Miss {
         match self.reason {
             MissReason::Unknown if at == 0 => write!(f, "nothing like this prompt was cached"),
             MissReason::Unknown => write!(f, "the first {at} tokens were cached, the rest is new"),
-            MissReason::Parted { cached, found } => write!(
+            MissReason::Parted { .. } => write!(
                 f,
-                "the first {at} tokens were cached; then the cache has token {cached} and the \
-                 prompt {found}"
+                "the first {at} tokens were cached; then the prompt goes on otherwise than the \
+                 cache"
             ),
             MissReason::Evicted => write!(
                 f,

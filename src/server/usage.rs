@@ -55,7 +55,8 @@ impl Total {
 
 /// Why cached tokens are fewer than the prompt's: where they part, a word and a sentence.
 pub fn explained(miss: Miss) -> Value {
-    let mut value = json!({
+    // Not the token that the cache has there: it may be another user's.
+    json!({
         "at": miss.at,
         "reason": match miss.reason {
             MissReason::Unknown => "unknown",
@@ -65,10 +66,5 @@ pub fn explained(miss: Miss) -> Value {
             MissReason::Disabled => "disabled",
         },
         "message": miss.to_string(),
-    });
-    if let MissReason::Parted { cached, found } = miss.reason {
-        value["cached_token"] = cached.into();
-        value["found_token"] = found.into();
-    }
-    value
+    })
 }
