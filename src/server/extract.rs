@@ -178,6 +178,18 @@ pub fn parse(bytes: &[u8], depth: usize, values: usize) -> Result<Value, ApiErro
     }
 }
 
+/// The JSON type of `value`, as errors name it.
+pub(super) fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
 /// `value` as a `T`.
 ///
 /// # Errors
@@ -185,14 +197,7 @@ pub fn parse(bytes: &[u8], depth: usize, values: usize) -> Result<Value, ApiErro
 /// `invalid_value` as `code`.
 pub fn typed<T: DeserializeOwned>(value: Value) -> Result<T, ApiError> {
     if !value.is_object() {
-        let found = match value {
-            Value::Null => "null",
-            Value::Bool(_) => "a boolean",
-            Value::Number(_) => "a number",
-            Value::String(_) => "a string",
-            Value::Array(_) => "an array",
-            Value::Object(_) => "an object",
-        };
+        let found = kind(&value);
         let text = format!("The request's body: expected a JSON object, found {found}.");
         return Err(ApiError::new(StatusCode::BAD_REQUEST, text).code("invalid_type"));
     }

@@ -3,7 +3,7 @@
 use crate::{
     grammar::Format,
     harmony::ResponseFormat,
-    server::{error::ApiError, settings::Settings},
+    server::{error::ApiError, extract, settings::Settings},
 };
 use serde_json::{Map, Value};
 
@@ -122,14 +122,7 @@ fn optional_text<'a>(
 
 /// 400: a value of another JSON type.
 pub fn wrong_type(path: &str, expected: &str, found: &Value) -> ApiError {
-    let found = match found {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
-    };
+    let found = extract::kind(found);
     let text = format!("Invalid '{path}': expected {expected}, found {found}.");
     ApiError::invalid_type(path, text)
 }

@@ -8,7 +8,7 @@ use super::item::ToolName;
 use crate::{
     grammar::{RuledTool, ToolChoice},
     harmony::Tool,
-    server::error::ApiError,
+    server::{error::ApiError, extract},
 };
 use serde_json::{Map, Value, json};
 
@@ -381,14 +381,7 @@ pub(super) fn invalid(path: &str, message: &str) -> ApiError {
 
 /// 400: `path` is of another JSON type than `expected`.
 pub(super) fn wrong(path: &str, expected: &str, found: &Value) -> ApiError {
-    let found = match found {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
-    };
+    let found = extract::kind(found);
     let message = format!("Invalid type for '{path}': expected {expected}, found {found}.");
     ApiError::invalid_type(path, message)
 }
