@@ -8,7 +8,7 @@
 //! from web pages, though (whoever sends an `Origin`): there `application/json` is required, so that
 //! a foreign page can't reach this server with a "simple" request, for which browsers ask no leave.
 
-use super::{error::ApiError, object::Object, state::App};
+use super::{error::ApiError, json::kind, object::Object, state::App};
 use axum::{
     body::to_bytes,
     extract::{FromRequest, FromRequestParts, Request},
@@ -175,18 +175,6 @@ pub fn parse(bytes: &[u8], depth: usize, values: usize) -> Result<Value, ApiErro
     match value.and_then(|value| reader.end().map(|()| value)) {
         Ok(value) => Ok(value),
         Err(error) => refuse(format!("The request's body is not valid JSON: {error}.")),
-    }
-}
-
-/// The JSON type of `value`, as errors name it.
-pub(super) fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
     }
 }
 

@@ -14,6 +14,7 @@ pub mod extract;
 mod gate;
 mod health;
 pub mod id;
+mod json;
 mod limits;
 mod listen;
 mod log;

@@ -1,67 +1,79 @@
-//! `response_format`: the shape of the answer, as chat and completions ask for it.
+//! The shape of the answer: `response_format`, or `text.format` of responses.
 
 use crate::{
     grammar::Format,
     harmony::ResponseFormat,
-    server::{error::ApiError, extract, settings::Settings},
+    server::{
+        error::ApiError,
+        json::{as_object, flag, optional_text, required, required_text},
+        sampling::out_of_range,
+        settings::Settings,
+    },
 };
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 /// A shape to enforce, and what the model is told of it.
 pub type Shape = (Format, Option<ResponseFormat>);
 
-/// Reads `response_format`; `None` where any text will do.
+/// Reads the shape in `field`; `None` where any text will do. `nested`: a schema, its name and its
+/// description stand in an object of their own, as in chat; else beside `type`, as in responses.
 ///
 /// # Errors
 /// 400 that names the field.
-pub fn read(value: Option<&Value>, settings: &Settings) -> Result<Option<Shape>, ApiError> {
-    const FIELD: &str = "response_format";
+pub fn read(
+    value: Option<&Value>,
+    field: &str,
+    nested: bool,
+    settings: &Settings,
+) -> Result<Option<Shape>, ApiError> {
     let Some(value) = value.filter(|value| !value.is_null()) else {
         return Ok(None);
     };
-    let object = as_object(value, FIELD)?;
-    let kind = required_text(object, FIELD, "type")?;
-    let (shape, field) = match kind {
+    let object = as_object(value, field)?;
+    let (shape, place) = match required_text(object, field, "type")? {
         "text" => return Ok(None),
         "json_object" => match object.get("schema").filter(|schema| !schema.is_null()) {
             None => return Ok(Some((Format::JsonObject, None))),
             // llama.cpp's way to give one.
             Some(schema) => {
-                as_object(schema, "response_format.schema")?;
-                (told("answer", None, schema), "schema")
+                let place = format!("{field}.schema");
+                as_object(schema, &place)?;
+                (told("answer", None, schema), place)
             }
         },
         "json_schema" => {
-            let path = "response_format.json_schema";
-            let inner = object.get("json_schema").filter(|inner| !inner.is_null());
-            let inner = inner.ok_or_else(|| ApiError::missing(path))?;
-            let inner = as_object(inner, path)?;
-            let name = required_text(inner, path, "name")?;
-            let description = optional_text(inner, path, "description")?;
-            if let Some(strict) = inner.get("strict")
-                && !(strict.is_boolean() || strict.is_null())
-            {
-                return Err(wrong_type(&format!("{path}.strict"), "a boolean", strict));
-            }
-            let schema = inner.get("schema").filter(|schema| !schema.is_null());
-            let Some(schema) = schema else {
-                return Ok(Some((Format::JsonObject, None)));
+            let (inner, path) = match nested {
+                true => (
+                    required(object, field, "json_schema")?,
+                    format!("{field}.json_schema"),
+                ),
+                false => (value, field.to_owned()),
             };
-            as_object(schema, "response_format.json_schema.schema")?;
-            (told(name, description, schema), "json_schema.schema")
+            let inner = as_object(inner, &path)?;
+            let name = required_text(inner, &path, "name")?;
+            let description = optional_text(inner, &path, "description")?;
+            flag(inner, &path, "strict")?;
+            let schema = match required(inner, &path, "schema") {
+                // Chat's schema may be left out: then any will do.
+                Err(_) if nested => return Ok(Some((Format::JsonObject, None))),
+                schema => schema?,
+            };
+            let place = format!("{path}.schema");
+            as_object(schema, &place)?;
+            (told(name, description, schema), place)
         }
         "regex" => {
-            let pattern = required_text(object, FIELD, "pattern")?.to_owned();
-            ((Format::Regex(pattern), None), "pattern")
+            let pattern = required_text(object, field, "pattern")?.to_owned();
+            ((Format::Regex(pattern), None), format!("{field}.pattern"))
         }
         "lark" => {
-            let grammar = required_text(object, FIELD, "grammar")?.to_owned();
-            ((Format::Lark(grammar), None), "grammar")
+            let grammar = required_text(object, field, "grammar")?.to_owned();
+            ((Format::Lark(grammar), None), format!("{field}.grammar"))
         }
         other => {
-            let param = "response_format.type";
+            let param = format!("{field}.type");
             let text = format!(
-                "Invalid '{param}': expected text, json_object, json_schema, regex or lark, found {other:?}."
+                "Invalid '{param}': expected text, json_object, json_schema, regex or lark, found '{other:.60}'."
             );
             return Err(ApiError::invalid(param, text));
         }
@@ -73,9 +85,11 @@ pub fn read(value: Option<&Value>, settings: &Settings) -> Result<Option<Shape>,
     };
     let most = settings.max_schema_bytes;
     if bytes > most {
-        let param = format!("{FIELD}.{field}");
-        let text = format!("Invalid '{param}': expected at most {most} bytes, found {bytes}.");
-        return Err(ApiError::invalid(param, text));
+        return Err(out_of_range(
+            &place,
+            &format!("at most {most} bytes"),
+            bytes,
+        ));
     }
     Ok(Some(shape))
 }
@@ -90,39 +104,4 @@ fn told(name: &str, description: Option<&str>, schema: &Value) -> Shape {
         schema: schema.clone(),
     };
     (format, Some(told))
-}
-
-/// An object, or 400 with `path`.
-pub fn as_object<'a>(value: &'a Value, path: &str) -> Result<&'a Map<String, Value>, ApiError> {
-    value
-        .as_object()
-        .ok_or_else(|| wrong_type(path, "an object", value))
-}
-
-/// Text field `field` of `path`; 400 if it is missing.
-pub fn required_text<'a>(
-    object: &'a Map<String, Value>,
-    path: &str,
-    field: &str,
-) -> Result<&'a str, ApiError> {
-    optional_text(object, path, field)?.ok_or_else(|| ApiError::missing(format!("{path}.{field}")))
-}
-
-fn optional_text<'a>(
-    object: &'a Map<String, Value>,
-    path: &str,
-    field: &str,
-) -> Result<Option<&'a str>, ApiError> {
-    match object.get(field) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text)),
-        Some(other) => Err(wrong_type(&format!("{path}.{field}"), "a string", other)),
-    }
-}
-
-/// 400: a value of another JSON type.
-pub fn wrong_type(path: &str, expected: &str, found: &Value) -> ApiError {
-    let found = extract::kind(found);
-    let text = format!("Invalid '{path}': expected {expected}, found {found}.");
-    ApiError::invalid_type(path, text)
 }

@@ -5,13 +5,10 @@
 //! (on `final`, or on `commentary` if calls follow it: a preamble is no answer) and its calls. A
 //! tool's answer finds its function's name by the call's id.
 
-use super::{
-    format::wrong_type,
-    request::{ChatCall, ChatMessage, Content},
-};
+use super::request::{ChatCall, ChatMessage, Content};
 use crate::{
     harmony::{Channel, Message},
-    server::error::ApiError,
+    server::{error::ApiError, json::wrong_type},
 };
 use serde_json::Value;
 use std::collections::HashMap;

@@ -16,6 +16,7 @@ pub use request::{OwnOptions, StreamOptions};
 use super::{
     error::ApiError,
     extract::Body,
+    json,
     models::Served,
     sampling,
     settings::Settings,
@@ -174,7 +175,12 @@ impl Wanted {
         let sampling = request.sampling();
         let sampling = sampling.sampling(settings, served.default_temperature(), vocab)?;
         let tools = Tools::read(&request, settings)?;
-        let shape = format::read(request.response_format.as_ref(), settings)?;
+        let shape = format::read(
+            request.response_format.as_ref(),
+            "response_format",
+            true,
+            settings,
+        )?;
         let (format, told) = shape.map_or((None, None), |(format, told)| (Some(format), told));
         let word = request.reasoning_effort.as_deref();
         let kwargs = request.chat_template_kwargs.as_ref();
@@ -244,7 +250,7 @@ fn refuse(request: &ChatRequest) -> Result<(), ApiError> {
     }
     if let Some(modalities) = &request.modalities {
         let Value::Array(modalities) = modalities else {
-            return Err(format::wrong_type("modalities", "an array", modalities));
+            return Err(json::wrong_type("modalities", "an array", modalities));
         };
         if modalities.iter().any(|one| one != "text") {
             return Err(ApiError::unsupported("modalities", text));

@@ -1,13 +1,14 @@
 //! A request's tools, and which of them may be called.
 
-use super::{
-    format::{as_object, required_text, wrong_type},
-    request::{ChatFunction, ChatRequest},
-};
+use super::request::{ChatFunction, ChatRequest};
 use crate::{
     grammar::{RuledTool, ToolChoice},
     harmony::Tool,
-    server::{error::ApiError, settings::Settings},
+    server::{
+        error::ApiError,
+        json::{as_object, required_text, wrong_type},
+        settings::Settings,
+    },
 };
 use serde_json::{Map, Value, json};
 

@@ -143,7 +143,12 @@ impl Wanted {
         }
         let vocab = served.tokenizer.vocab_size();
         let fields = request.sampling();
-        let shape = format::read(request.response_format.as_ref(), settings)?;
+        let shape = format::read(
+            request.response_format.as_ref(),
+            "response_format",
+            true,
+            settings,
+        )?;
         let options = request.stream_options.take().unwrap_or_default();
         let own = request.gossamer.take().unwrap_or_default();
         let logprobs = request.logprobs;

@@ -6,11 +6,14 @@
 
 use super::{
     item::{Body, Content, Item, Phase, Status, ToolName},
-    tools::{array, flat, invalid, object, optional_text, required, text, wrong},
+    tools::flat,
 };
 use crate::{
     harmony::{Channel, Message, Role},
-    server::error::ApiError,
+    server::{
+        error::ApiError,
+        json::{as_array, as_object, invalid, optional_text, required, required_text, wrong_type},
+    },
 };
 use axum::http::StatusCode;
 use rustc_hash::FxHashMap;
@@ -45,17 +48,17 @@ pub(super) fn read(input: &Value) -> Result<Vec<Entry>, ApiError> {
                 .filter_map(|(i, value)| entry(value, &format!("input[{i}]")).transpose())
                 .collect()
         }
-        other => Err(wrong("input", "a string or an array", other)),
+        other => Err(wrong_type("input", "a string or an array", other)),
     }
 }
 
 /// None for an item that says nothing to the model.
 fn entry(value: &Value, path: &str) -> Result<Option<Entry>, ApiError> {
-    let map = object(value, path)?;
+    let map = as_object(value, path)?;
     // Ids and states of items are ours to give: a client's own are kept where they can be.
     let word = |name| map.get(name).and_then(Value::as_str);
     let id = word("id").filter(|id| !id.is_empty() && id.len() <= 200);
-    let kind = match optional_text(map, "type", path)? {
+    let kind = match optional_text(map, path, "type")? {
         Some(kind) => kind,
         None if map.contains_key("role") => "message",
         None if id.is_some() => "item_reference",
@@ -63,7 +66,7 @@ fn entry(value: &Value, path: &str) -> Result<Option<Entry>, ApiError> {
     };
     let body = match kind {
         "item_reference" => {
-            let id = text(map, "id", path)?.to_owned();
+            let id = required_text(map, path, "id")?.to_owned();
             let path = path.to_owned();
             return Ok(Some(Entry::Reference { id, path }));
         }
@@ -73,14 +76,14 @@ fn entry(value: &Value, path: &str) -> Result<Option<Entry>, ApiError> {
             content: texts(map, "content", "reasoning_text", path)?,
         },
         "function_call" => Body::Call {
-            call_id: text(map, "call_id", path)?.to_owned(),
+            call_id: required_text(map, path, "call_id")?.to_owned(),
             tool: tool_name(map, path)?,
-            arguments: text(map, "arguments", path)?.to_owned(),
+            arguments: required_text(map, path, "arguments")?.to_owned(),
         },
         "custom_tool_call" => Body::Custom {
-            call_id: text(map, "call_id", path)?.to_owned(),
+            call_id: required_text(map, path, "call_id")?.to_owned(),
             tool: tool_name(map, path)?,
-            input: text(map, "input", path)?.to_owned(),
+            input: required_text(map, path, "input")?.to_owned(),
         },
         "function_call_output" => result(map, "function_call_output", path)?,
         "custom_tool_call_output" => result(map, "custom_tool_call_output", path)?,
@@ -109,7 +112,7 @@ fn entry(value: &Value, path: &str) -> Result<Option<Entry>, ApiError> {
 }
 
 fn message(map: &Map<String, Value>, path: &str) -> Result<Body, ApiError> {
-    let role = match text(map, "role", path)? {
+    let role = match required_text(map, path, "role")? {
         "user" => Role::User,
         "assistant" => Role::Assistant,
         "system" => Role::System,
@@ -121,7 +124,7 @@ fn message(map: &Map<String, Value>, path: &str) -> Result<Body, ApiError> {
         }
     };
     let own = role == Role::Assistant;
-    let phase = match optional_text(map, "phase", path)? {
+    let phase = match optional_text(map, path, "phase")? {
         None => None,
         Some(_) if !own => None,
         Some("commentary") => Some(Phase::Commentary),
@@ -143,7 +146,7 @@ fn message(map: &Map<String, Value>, path: &str) -> Result<Body, ApiError> {
                 .map(|(i, value)| part(value, own, &format!("{path}[{i}]")))
                 .collect::<Result<_, _>>()?
         }
-        Some(other) => return Err(wrong(&path, "a string or an array", other)),
+        Some(other) => return Err(wrong_type(&path, "a string or an array", other)),
     };
     Ok(Body::Message {
         role,
@@ -160,16 +163,18 @@ fn said(text: &str) -> Content {
 }
 
 fn part(value: &Value, own: bool, path: &str) -> Result<Content, ApiError> {
-    let map = object(value, path)?;
-    match text(map, "type", path)? {
+    let map = as_object(value, path)?;
+    match required_text(map, path, "type")? {
         "input_text" | "output_text" | "text" => {
-            let text = text(map, "text", path)?;
+            let text = required_text(map, path, "text")?;
             Ok(match own {
                 true => said(text),
                 false => Content::Input(text.to_owned()),
             })
         }
-        "refusal" if own => Ok(Content::Refusal(text(map, "refusal", path)?.to_owned())),
+        "refusal" if own => Ok(Content::Refusal(
+            required_text(map, path, "refusal")?.to_owned(),
+        )),
         kind => Err(no_such_part(kind, path)),
     }
 }
@@ -204,13 +209,15 @@ fn texts(
     let path = format!("{path}.{name}");
     let parts = match map.get(name) {
         None | Some(Value::Null) => return Ok(Vec::new()),
-        Some(parts) => array(parts, &path)?,
+        Some(parts) => as_array(parts, &path)?,
     };
     let text_of = |(i, value): (usize, &Value)| {
         let path = format!("{path}[{i}]");
-        let part = object(value, &path)?;
-        match text(part, "type", &path)? {
-            found if found == kind || found == "text" => Ok(text(part, "text", &path)?.to_owned()),
+        let part = as_object(value, &path)?;
+        match required_text(part, &path, "type")? {
+            found if found == kind || found == "text" => {
+                Ok(required_text(part, &path, "text")?.to_owned())
+            }
             found => {
                 let message = format!("expected '{kind}', found '{found:.60}'");
                 Err(invalid(&format!("{path}.type"), &message))
@@ -221,18 +228,18 @@ fn texts(
 }
 
 fn tool_name(map: &Map<String, Value>, path: &str) -> Result<ToolName, ApiError> {
-    let name = text(map, "name", path)?.to_owned();
+    let name = required_text(map, path, "name")?.to_owned();
     if name.is_empty() {
         return Err(invalid(&format!("{path}.name"), "it is empty"));
     }
-    let namespace = optional_text(map, "namespace", path)?.map(str::to_owned);
+    let namespace = optional_text(map, path, "namespace")?.map(str::to_owned);
     Ok(ToolName { namespace, name })
 }
 
 fn result(map: &Map<String, Value>, kind: &'static str, path: &str) -> Result<Body, ApiError> {
-    let output = required(map, "output", path)?;
+    let output = required(map, path, "output")?;
     Ok(Body::Result {
-        call_id: text(map, "call_id", path)?.to_owned(),
+        call_id: required_text(map, path, "call_id")?.to_owned(),
         kind,
         text: output_text(output, &format!("{path}.output"))?,
         output: output.clone(),
@@ -251,7 +258,7 @@ fn output_text(output: &Value, path: &str) -> Result<String, ApiError> {
             }
             Ok(all.join("\n"))
         }
-        other => Err(wrong(path, "a string or an array", other)),
+        other => Err(wrong_type(path, "a string or an array", other)),
     }
 }
 

@@ -17,6 +17,7 @@ use super::{
     auth::Caller,
     error::ApiError,
     extract::{Body, PathText, Query},
+    json::invalid,
     models::Served,
     settings::Settings,
     sse::{self, SseEvent},
@@ -82,8 +83,6 @@ pub fn routes() -> OpenApiRouter<Arc<App>> {
     responses(
         (status = 200, description = "The response, or with `stream` its events",
             content((Value = "application/json"), (String = "text/event-stream"))),
-        (status = "4XX", description = "What is wrong with the request", body = Value),
-        (status = "5XX", description = "The server's fault, or not its time", body = Value),
     ),
 )]
 async fn create(
@@ -225,7 +224,7 @@ fn context(
         });
     }
     match items.is_empty() {
-        true => Err(tools::invalid(
+        true => Err(invalid(
             "input",
             "it has no item that the model could answer",
         )),
@@ -334,8 +333,6 @@ fn follow(live: Arc<Live>, from: usize, keep_alive: Duration) -> Response {
     request_body = Create,
     responses(
         (status = 200, description = "How many tokens the prompt has", body = Value),
-        (status = "4XX", description = "What is wrong with the request", body = Value),
-        (status = "5XX", description = "The server's fault, or not its time", body = Value),
     ),
 )]
 async fn input_tokens(
@@ -375,8 +372,6 @@ struct Retrieve {
     responses(
         (status = 200, description = "The response, or with `stream` its events",
             content((Value = "application/json"), (String = "text/event-stream"))),
-        (status = "4XX", description = "What is wrong with the request", body = Value),
-        (status = "5XX", description = "The server's fault, or not its time", body = Value),
     ),
 )]
 async fn retrieve(
@@ -409,8 +404,6 @@ async fn retrieve(
     params(("id" = String, Path, description = "The response's id")),
     responses(
         (status = 200, description = "It is gone", body = Value),
-        (status = "4XX", description = "What is wrong with the request", body = Value),
-        (status = "5XX", description = "The server's fault, or not its time", body = Value),
     ),
 )]
 async fn delete(
@@ -436,8 +429,6 @@ async fn delete(
     params(("id" = String, Path, description = "The response's id")),
     responses(
         (status = 200, description = "The response, as far as it came", body = Value),
-        (status = "4XX", description = "What is wrong with the request", body = Value),
-        (status = "5XX", description = "The server's fault, or not its time", body = Value),
     ),
 )]
 async fn cancel(
@@ -477,8 +468,6 @@ struct List {
     params(("id" = String, Path, description = "The response's id"), List),
     responses(
         (status = 200, description = "The items", body = Value),
-        (status = "4XX", description = "What is wrong with the request", body = Value),
-        (status = "5XX", description = "The server's fault, or not its time", body = Value),
     ),
 )]
 async fn input_items(
@@ -491,7 +480,7 @@ async fn input_items(
     let limit = query.limit.unwrap_or(20);
     if !(1..=100).contains(&limit) {
         let message = format!("expected from 1 to 100, found {limit}");
-        return Err(tools::invalid("limit", &message));
+        return Err(invalid("limit", &message));
     }
     let mut items: Vec<&Arc<Item>> = stored.context.iter().collect();
     match query.order.as_deref() {
@@ -499,12 +488,12 @@ async fn input_items(
         Some("asc") => {}
         Some(other) => {
             let message = format!("expected asc or desc, found '{other:.40}'");
-            return Err(tools::invalid("order", &message));
+            return Err(invalid("order", &message));
         }
     }
     if let Some(after) = &query.after {
         let at = items.iter().position(|item| item.id == *after);
-        let at = at.ok_or_else(|| tools::invalid("after", "no item has this id"))?;
+        let at = at.ok_or_else(|| invalid("after", "no item has this id"))?;
         items.drain(..=at);
     }
     let has_more = items.len() as u64 > limit;

@@ -1,17 +1,15 @@
 //! The body of `POST /v1/responses`, and what it asks for in our terms.
 
-use super::{
-    input,
-    item::Item,
-    tools::{Tools, invalid, object, optional_text, required, text, wrong},
-};
+use super::{input, item::Item, tools::Tools};
 use crate::{
-    grammar::{Format, Rules},
-    harmony::{Conversation, ResponseFormat},
+    grammar::Rules,
+    harmony::Conversation,
     server::{
         Served,
+        chat::format,
         error::ApiError,
-        sampling::{Fields, Seed, max_tokens, out_of_range, rivals},
+        json::{invalid, wrong_type},
+        sampling::{Fields, Seed, max_tokens, rivals},
         settings::Settings,
         turn::{Ask, effort},
     },
@@ -223,7 +221,7 @@ impl Create {
         for (key, value) in pairs.into_iter().flatten() {
             let path = format!("metadata.{key:.64}");
             let Value::String(value) = value else {
-                return Err(wrong(&path, "a string", value));
+                return Err(wrong_type(&path, "a string", value));
             };
             if key.chars().count() > 64 || value.chars().count() > 512 {
                 let message = "expected a key of at most 64 characters and a value of at most 512";
@@ -247,7 +245,9 @@ impl Create {
         let settings = &served.settings;
         let choice = tools.choose(self.tool_choice.as_ref())?;
         let prompt = input::prompt(self.instructions.as_deref(), items, own)?;
-        let (format, told) = self.format(settings)?;
+        let format = self.text.as_ref().and_then(|text| text.format.as_ref());
+        let shape = format::read(format, "text.format", false, settings)?;
+        let (format, told) = shape.map_or((None, None), |(format, told)| (Some(format), told));
         let reasoning = self.reasoning.clone().unwrap_or_default();
         let (effort, reasoning_budget) = effort("reasoning.effort", reasoning.effort.as_deref())?;
         let fields = Fields {
@@ -286,63 +286,6 @@ impl Create {
             stop: Vec::new(),
             logprobs: self.logprobs().then_some(rivals),
         })
-    }
-
-    /// `text.format`, to be enforced and to be told.
-    fn format(
-        &self,
-        settings: &Settings,
-    ) -> Result<(Option<Format>, Option<ResponseFormat>), ApiError> {
-        let path = "text.format";
-        let format = match self.text.as_ref().and_then(|text| text.format.as_ref()) {
-            None | Some(Value::Null) => return Ok((None, None)),
-            Some(format) => object(format, path)?,
-        };
-        let (enforced, told, field) = match text(format, "type", path)? {
-            "text" => return Ok((None, None)),
-            "json_object" => (Format::JsonObject, None, "type"),
-            "regex" => {
-                let pattern = text(format, "pattern", path)?.to_owned();
-                (Format::Regex(pattern), None, "pattern")
-            }
-            "lark" => {
-                let grammar = text(format, "grammar", path)?.to_owned();
-                (Format::Lark(grammar), None, "grammar")
-            }
-            "json_schema" => {
-                if let Some(strict) = format.get("strict")
-                    && !matches!(strict, Value::Bool(_) | Value::Null)
-                {
-                    return Err(wrong("text.format.strict", "a boolean", strict));
-                }
-                let schema = required(format, "schema", path)?;
-                object(schema, "text.format.schema")?;
-                let told = ResponseFormat {
-                    name: text(format, "name", path)?.to_owned(),
-                    description: optional_text(format, "description", path)?.map(str::to_owned),
-                    schema: schema.clone(),
-                };
-                let schema = schema.clone();
-                (Format::JsonSchema { schema }, Some(told), "schema")
-            }
-            other => {
-                let message = format!(
-                    "expected text, json_object, json_schema, regex or lark, found '{other:.40}'"
-                );
-                return Err(invalid("text.format.type", &message));
-            }
-        };
-        let bytes = match &enforced {
-            Format::JsonSchema { schema } => schema.to_string().len(),
-            Format::Regex(text) | Format::Lark(text) => text.len(),
-            Format::JsonObject => 0,
-        };
-        let most = settings.max_schema_bytes;
-        if bytes > most {
-            let path = format!("{path}.{field}");
-            return Err(out_of_range(&path, &format!("at most {most} bytes"), bytes));
-        }
-        Ok((Some(enforced), told))
     }
 
     /// `text` as the response object repeats it.

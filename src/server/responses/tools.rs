@@ -8,7 +8,12 @@ use super::item::ToolName;
 use crate::{
     grammar::{RuledTool, ToolChoice},
     harmony::Tool,
-    server::{error::ApiError, extract},
+    server::{
+        error::ApiError,
+        json::{
+            as_array, as_object, flag, invalid, optional_text, required, required_text, wrong_type,
+        },
+    },
 };
 use serde_json::{Map, Value, json};
 
@@ -72,18 +77,18 @@ impl Tools {
         bounded(values.len())?;
         for (i, value) in values.iter().enumerate() {
             let path = format!("tools[{i}]");
-            let tool = object(value, &path)?;
+            let tool = as_object(value, &path)?;
             let mut echo = value.clone();
-            match text(tool, "type", &path)? {
+            match required_text(tool, &path, "type")? {
                 "namespace" => {
                     let namespace = name(tool, &path)?;
-                    let inner = required(tool, "tools", &path)?;
-                    let inner = array(inner, &format!("{path}.tools"))?;
+                    let inner = required(tool, &path, "tools")?;
+                    let inner = as_array(inner, &format!("{path}.tools"))?;
                     bounded(tools.declared.len() + inner.len())?;
                     for (j, value) in inner.iter().enumerate() {
                         let path = format!("{path}.tools[{j}]");
-                        let tool = object(value, &path)?;
-                        let kind = text(tool, "type", &path)?.to_owned();
+                        let tool = as_object(value, &path)?;
+                        let kind = required_text(tool, &path, "type")?.to_owned();
                         tools.declare(&kind, tool, Some(namespace), &path, &mut Value::Null)?;
                     }
                 }
@@ -130,7 +135,7 @@ impl Tools {
             let message = format!("Invalid '{path}.name': a tool '{flat}' is declared already.");
             return Err(ApiError::invalid(format!("{path}.name"), message));
         }
-        let description = optional_text(tool, "description", path)?.map(str::to_owned);
+        let description = optional_text(tool, path, "description")?.map(str::to_owned);
         let ((tool, strict), field) = match kind {
             Kind::Function => (function(flat, description, tool, path, echo)?, "parameters"),
             Kind::Custom => (custom(flat, description, tool, path, echo)?, "format"),
@@ -194,26 +199,26 @@ impl Tools {
             None | Some(Value::Null) => return Ok(ToolChoice::Auto),
             Some(Value::String(word)) => return self.word(word, path),
             Some(Value::Object(choice)) => choice,
-            Some(other) => return Err(wrong(path, "a string or an object", other)),
+            Some(other) => return Err(wrong_type(path, "a string or an object", other)),
         };
-        match text(choice, "type", path)? {
+        match required_text(choice, path, "type")? {
             "function" | "custom" => {
                 let found = self.find(choice, path)?;
                 Ok(ToolChoice::Named(found))
             }
             "allowed_tools" => {
-                let mode = text(choice, "mode", path)?;
+                let mode = required_text(choice, path, "mode")?;
                 if !matches!(mode, "auto" | "required") {
                     let message = format!("expected 'auto' or 'required', found '{mode}'");
                     return Err(invalid("tool_choice.mode", &message));
                 }
                 let path = "tool_choice.tools";
                 let mut allowed = Vec::new();
-                let listed = array(required(choice, "tools", "tool_choice")?, path)?;
+                let listed = as_array(required(choice, "tool_choice", "tools")?, path)?;
                 for (i, tool) in listed.iter().enumerate() {
                     let path = format!("{path}[{i}]");
-                    let tool = object(tool, &path)?;
-                    if matches!(text(tool, "type", &path)?, "function" | "custom") {
+                    let tool = as_object(tool, &path)?;
+                    if matches!(required_text(tool, &path, "type")?, "function" | "custom") {
                         allowed.push(self.find(tool, &path)?);
                     }
                 }
@@ -251,7 +256,7 @@ impl Tools {
     /// The flat name of the declared tool that `choice` names.
     fn find(&self, choice: &Map<String, Value>, path: &str) -> Result<String, ApiError> {
         let wanted = ToolName {
-            namespace: optional_text(choice, "namespace", path)?.map(str::to_owned),
+            namespace: optional_text(choice, path, "namespace")?.map(str::to_owned),
             name: name(choice, path)?.to_owned(),
         };
         let (_, called) = self.called(&flat(&wanted));
@@ -278,13 +283,15 @@ fn function(
     let parameters = match tool.get("parameters") {
         None | Some(Value::Null) => None,
         Some(schema @ Value::Object(_)) => Some(schema.clone()),
-        Some(other) => return Err(wrong(&format!("{path}.parameters"), "an object", other)),
+        Some(other) => {
+            return Err(wrong_type(
+                &format!("{path}.parameters"),
+                "an object",
+                other,
+            ));
+        }
     };
-    let strict = match tool.get("strict") {
-        None | Some(Value::Null) => false,
-        Some(Value::Bool(strict)) => *strict,
-        Some(other) => return Err(wrong(&format!("{path}.strict"), "a boolean", other)),
-    };
+    let strict = flag(tool, path, "strict")?;
     if let Value::Object(echo) = echo {
         echo.entry("description").or_insert(Value::Null);
         echo.entry("parameters").or_insert(Value::Null);
@@ -313,20 +320,20 @@ fn custom(
     let path = format!("{path}.format");
     let format = match tool.get("format") {
         None | Some(Value::Null) => None,
-        Some(format) => Some(object(format, &path)?),
+        Some(format) => Some(as_object(format, &path)?),
     };
     let mut input = json!({"type": "string"});
     let mut enforced = None;
     let mut note = None;
     match format
-        .map(|format| text(format, "type", &path))
+        .map(|format| required_text(format, &path, "type"))
         .transpose()?
     {
         None | Some("text") => {}
         Some("grammar") => {
             let format = format.unwrap_or(tool);
-            let definition = text(format, "definition", &path)?;
-            match text(format, "syntax", &path)? {
+            let definition = required_text(format, &path, "definition")?;
+            match required_text(format, &path, "syntax")? {
                 "regex" => {
                     input["pattern"] = format!("^(?:{definition})$").into();
                     enforced = Some(());
@@ -371,72 +378,8 @@ fn custom(
     Ok((tool, enforced))
 }
 
-// Reading JSON by hand: what clients send here has too many shapes for derived types, and an error
-// has to name the field.
-
-/// 400: `path` can't be what it is.
-pub(super) fn invalid(path: &str, message: &str) -> ApiError {
-    ApiError::invalid(path, format!("Invalid '{path}': {message}."))
-}
-
-/// 400: `path` is of another JSON type than `expected`.
-pub(super) fn wrong(path: &str, expected: &str, found: &Value) -> ApiError {
-    let found = extract::kind(found);
-    let message = format!("Invalid type for '{path}': expected {expected}, found {found}.");
-    ApiError::invalid_type(path, message)
-}
-
-pub(super) fn object<'a>(value: &'a Value, path: &str) -> Result<&'a Map<String, Value>, ApiError> {
-    value
-        .as_object()
-        .ok_or_else(|| wrong(path, "an object", value))
-}
-
-pub(super) fn array<'a>(value: &'a Value, path: &str) -> Result<&'a [Value], ApiError> {
-    match value.as_array() {
-        Some(array) => Ok(array),
-        None => Err(wrong(path, "an array", value)),
-    }
-}
-
-/// A field that must be there.
-pub(super) fn required<'a>(
-    map: &'a Map<String, Value>,
-    name: &str,
-    path: &str,
-) -> Result<&'a Value, ApiError> {
-    match map.get(name) {
-        None | Some(Value::Null) => Err(ApiError::missing(format!("{path}.{name}"))),
-        Some(value) => Ok(value),
-    }
-}
-
-/// A text that must be there.
-pub(super) fn text<'a>(
-    map: &'a Map<String, Value>,
-    name: &str,
-    path: &str,
-) -> Result<&'a str, ApiError> {
-    let value = required(map, name, path)?;
-    value
-        .as_str()
-        .ok_or_else(|| wrong(&format!("{path}.{name}"), "a string", value))
-}
-
-/// A text that may be missing or null.
-pub(super) fn optional_text<'a>(
-    map: &'a Map<String, Value>,
-    name: &str,
-    path: &str,
-) -> Result<Option<&'a str>, ApiError> {
-    match map.get(name) {
-        None | Some(Value::Null) => Ok(None),
-        Some(_) => text(map, name, path).map(Some),
-    }
-}
-
 fn name<'a>(map: &'a Map<String, Value>, path: &str) -> Result<&'a str, ApiError> {
-    match text(map, "name", path)? {
+    match required_text(map, path, "name")? {
         "" => Err(invalid(&format!("{path}.name"), "it is empty")),
         name => Ok(name),
     }
