@@ -6,7 +6,7 @@
 //! `--allowed-hosts`), and answers are readable for pages from loopback origins (or
 //! `--cors-origin`) only.
 
-use super::{error::ApiError, settings::Settings, state::App};
+use super::{error::ApiError, limits::Spent, settings::Settings, state::App};
 use anyhow::{Result, ensure};
 use axum::{
     extract::{ConnectInfo, FromRequestParts, Request, State},
@@ -92,12 +92,20 @@ pub(super) async fn admit(
         return next.run(request).await;
     }
     let mut payer = match request.extensions().get() {
-        Some(ConnectInfo(peer)) => Payer::Peer(SocketAddr::ip(peer).to_canonical()),
+        Some(ConnectInfo(peer)) => Payer::Peer(network(SocketAddr::ip(peer))),
         None => Payer::Unknown,
     };
     if app.keys.required() {
         match app.keys.find(bearer(request.headers())) {
-            None => return unauthorized(request.headers()),
+            // Guesses are counted too.
+            None => {
+                return match app.limiter.as_ref().map(|limiter| limiter.spend(payer)) {
+                    Some(Spent {
+                        wait: Some(wait), ..
+                    }) => ApiError::busy("Too many requests without a key.", wait).into_response(),
+                    _ => unauthorized(request.headers()),
+                };
+            }
             Some(key) => {
                 payer = Payer::Key(key);
                 request.extensions_mut().insert(Caller(Some(key)));
@@ -119,6 +127,14 @@ pub(super) async fn admit(
             response
         }
         _ => next.run(request).await,
+    }
+}
+
+/// Who pays for an address: of IPv6 the /64, as anybody there has all of its addresses.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 64 << 64).into()),
+        v4 => v4,
     }
 }
 
@@ -330,6 +346,14 @@ mod tests {
             "an address can't be rebound"
         );
         assert!(!open.allows_host("rebound.example"));
+    }
+
+    #[test]
+    fn an_ipv6_network_pays_as_one() {
+        let network = |text: &str| network(text.parse().expect("an address")).to_string();
+        assert_eq!(network("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+        assert_eq!(network("::ffff:10.0.0.7"), "10.0.0.7");
+        assert_eq!(network("10.0.0.7"), "10.0.0.7");
     }
 
     #[test]

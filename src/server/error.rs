@@ -11,6 +11,9 @@ use axum::{
 use serde_json::{Value, json};
 use std::time::Duration;
 
+/// Most characters of a message: it may repeat what the client sent.
+const LONGEST: usize = 1000;
+
 /// A refusal or a failure, on its way to the client.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ApiError {
@@ -39,12 +42,17 @@ impl ApiError {
             500.. => "server_error",
             _ => "invalid_request_error",
         };
+        let mut message = message.into();
+        if let Some((end, _)) = message.char_indices().nth(LONGEST) {
+            message.truncate(end);
+            message.push('…');
+        }
         ApiError {
             status,
             kind,
             code: None,
             param: None,
-            message: message.into(),
+            message,
             retry_after: None,
         }
     }
@@ -106,7 +114,7 @@ impl ApiError {
     /// 404: no such model.
     pub fn model_not_found(name: &str, there_are: &[String]) -> ApiError {
         let message = format!(
-            "The model '{name}' does not exist. There are: {}.",
+            "The model '{name:.100}' does not exist. There are: {}.",
             there_are.join(", ")
         );
         let error = ApiError::new(StatusCode::NOT_FOUND, message);

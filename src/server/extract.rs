@@ -8,60 +8,86 @@
 //! from web pages, though (whoever sends an `Origin`): there `application/json` is required, so that
 //! a foreign page can't reach this server with a "simple" request, for which browsers ask no leave.
 
-use super::{error::ApiError, json::kind, object::Object, state::App};
+use super::{
+    error::ApiError,
+    json::kind,
+    log,
+    memory::{Hold, VALUE_BYTES},
+    object::Object,
+    state::App,
+};
 use axum::{
-    body::to_bytes,
     extract::{FromRequest, FromRequestParts, Request},
     http::{HeaderMap, StatusCode, header, request::Parts},
 };
+use futures_util::StreamExt as _;
 use serde::de::{
     DeserializeOwned, DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor,
 };
 use serde_json::{Map, Value};
-use std::{cell::Cell, fmt, sync::Arc};
+use std::{cell::RefCell, fmt, sync::Arc};
 
 /// A JSON body.
 #[derive(Debug)]
 pub struct Body<T>(pub T);
 
-impl<T: DeserializeOwned> FromRequest<Arc<App>> for Body<T> {
+/// Longer bodies are read away from the threads that answer others.
+const LONG: usize = 256 << 10;
+
+impl<T: DeserializeOwned + Send + 'static> FromRequest<Arc<App>> for Body<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
         let settings = &app.settings;
         check_type(request.headers())?;
-        let too_large = || {
-            ApiError::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                format!(
-                    "The request's body is larger than {} bytes (--max-body).",
-                    settings.max_body_bytes
-                ),
-            )
-            .code("request_too_large")
+        let mut hold = app.memory.hold();
+        let read = read(request, settings.max_body_bytes, &mut hold);
+        let read = tokio::time::timeout(settings.body_timeout, read).await;
+        let bytes = read.unwrap_or_else(|_| {
+            let seconds = settings.body_timeout.as_secs();
+            let text = format!("The request's body was not complete after {seconds} s.");
+            Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, text).code("timeout"))
+        })?;
+        let (depth, values) = (settings.max_json_depth, settings.max_json_values);
+        let long = bytes.len() > LONG;
+        let understand = move || {
+            let (value, hold) = parse(&bytes, depth, values, hold)?;
+            Ok::<_, ApiError>((typed(value)?, hold))
         };
-        let stated = request.headers().get(header::CONTENT_LENGTH);
-        let stated = stated.and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
-        if stated.is_some_and(|bytes| bytes > settings.max_body_bytes as u64) {
-            return Err(too_large());
-        }
-        let body = to_bytes(request.into_body(), settings.max_body_bytes);
-        let body = match tokio::time::timeout(settings.body_timeout, body).await {
-            Ok(Ok(body)) => body,
-            Ok(Err(error)) if is_too_large(&error) => return Err(too_large()),
-            Ok(Err(_)) => {
-                let text = "The request's body broke off before its end.";
-                return Err(ApiError::new(StatusCode::BAD_REQUEST, text).code("invalid_json"));
-            }
-            Err(_) => {
-                let seconds = settings.body_timeout.as_secs();
-                let text = format!("The request's body was not complete after {seconds} s.");
-                return Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, text).code("timeout"));
-            }
+        let (body, hold) = match long {
+            true => app.work(understand).await??,
+            false => understand()?,
         };
-        let value = parse(&body, settings.max_json_depth, settings.max_json_values)?;
-        Ok(Body(typed(value)?))
+        log::hold(hold);
+        Ok(Body(body))
     }
+}
+
+/// All bytes of the body.
+async fn read(request: Request, most: usize, hold: &mut Hold) -> Result<Vec<u8>, ApiError> {
+    let too_large = || {
+        let text = format!("The request's body is larger than {most} bytes (--max-body).");
+        Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, text).code("request_too_large"))
+    };
+    let stated = request.headers().get(header::CONTENT_LENGTH);
+    let stated = stated.and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+    if stated.is_some_and(|bytes| bytes > most as u64) {
+        return too_large();
+    }
+    let mut bytes = Vec::new();
+    let mut body = request.into_body().into_data_stream();
+    while let Some(more) = body.next().await {
+        let Ok(more) = more else {
+            let text = "The request's body broke off before its end.";
+            return Err(ApiError::new(StatusCode::BAD_REQUEST, text).code("invalid_json"));
+        };
+        if more.len() > most - bytes.len() {
+            return too_large();
+        }
+        hold.grow(more.len())?;
+        bytes.extend_from_slice(&more);
+    }
+    Ok(bytes)
 }
 
 /// The parameters after `?`.
@@ -134,23 +160,11 @@ fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
     ))
 }
 
-fn is_too_large(error: &axum::Error) -> bool {
-    let mut source: Option<&dyn std::error::Error> = Some(error);
-    while let Some(error) = source {
-        // The type itself is in a crate that is no dependency of ours.
-        if error.to_string() == "length limit exceeded" {
-            return true;
-        }
-        source = error.source();
-    }
-    false
-}
-
-/// Bytes as JSON, with no key twice, at most `depth` levels and `values` values.
+/// Bytes as JSON, with no key twice, at most `depth` levels and `values` values; what they take is held.
 ///
 /// # Errors
-/// 400 `invalid_json`, saying where.
-pub fn parse(bytes: &[u8], depth: usize, values: usize) -> Result<Value, ApiError> {
+/// 400 `invalid_json`, saying where; 429 when others hold too much.
+fn parse(bytes: &[u8], depth: usize, values: usize, hold: Hold) -> Result<(Value, Hold), ApiError> {
     let refuse =
         |text: String| Err(ApiError::new(StatusCode::BAD_REQUEST, text).code("invalid_json"));
     let text = match std::str::from_utf8(bytes) {
@@ -163,17 +177,23 @@ pub fn parse(bytes: &[u8], depth: usize, values: usize) -> Result<Value, ApiErro
     if text.trim_ascii().is_empty() {
         return refuse("The request's body is empty: expected a JSON object.".into());
     }
-    let left = Cell::new(values);
+    let count = RefCell::new(Count {
+        found: 0,
+        most: values,
+        hold,
+        refused: None,
+    });
     let mut reader = serde_json::Deserializer::from_str(text);
     let seed = Strict {
         depth,
         most_depth: depth,
-        left: &left,
-        most_values: values,
+        count: &count,
     };
     let value = seed.deserialize(&mut reader);
+    let Count { hold, refused, .. } = count.into_inner();
     match value.and_then(|value| reader.end().map(|()| value)) {
-        Ok(value) => Ok(value),
+        Ok(value) => Ok((value, hold)),
+        Err(_) if let Some(busy) = refused => Err(busy),
         Err(error) => refuse(format!("The request's body is not valid JSON: {error}.")),
     }
 }
@@ -217,18 +237,34 @@ struct Strict<'a> {
     /// Levels that may still open.
     depth: usize,
     most_depth: usize,
-    /// Values that may still come.
-    left: &'a Cell<usize>,
-    most_values: usize,
+    count: &'a RefCell<Count>,
 }
+
+/// The values so far.
+struct Count {
+    found: usize,
+    most: usize,
+    hold: Hold,
+    /// The values take more than there is.
+    refused: Option<ApiError>,
+}
+
+/// Memory is asked for before every so many values.
+const STRIDE: usize = 1024;
 
 impl<'a> Strict<'a> {
     fn count<E: serde::de::Error>(&self) -> Result<(), E> {
-        let Some(left) = self.left.get().checked_sub(1) else {
-            let most = self.most_values;
-            return Err(E::custom(format!("more than {most} values")));
-        };
-        self.left.set(left);
+        let mut count = self.count.borrow_mut();
+        if count.found == count.most {
+            return Err(E::custom(format!("more than {} values", count.most)));
+        }
+        if count.found % STRIDE == STRIDE - 1
+            && let Err(busy) = count.hold.grow(STRIDE * VALUE_BYTES)
+        {
+            count.refused = Some(busy);
+            return Err(E::custom("too many large requests"));
+        }
+        count.found += 1;
         Ok(())
     }
 

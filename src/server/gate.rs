@@ -2,82 +2,34 @@
 //!
 //! It stands between the endpoints and a model's engine and passes every event on unchanged. What it
 //! adds: the metrics and the figures of the request's log line; an `Error(Stopped)` as the last event
-//! when the server's time to drain is over; an end at `--request-timeout`; and a count of the requests
-//! under way, by which the registry knows that a model is idle.
+//! when the server's time to drain is over; an end at `--request-timeout`; and a lease on the model,
+//! which stays in memory for as long.
 
 use super::{
-    log::Figures,
+    log::{self, Figures},
     metrics::{Metrics, Timer},
-    settings::Settings,
+    models::{Lease, Users},
     state::Life,
 };
 use crate::engine::{
     Cancel, Engine, Event, EventSender, Events, Failure, FinishReason, ModelInfo, Request, Stats,
 };
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
+use tracing::Instrument as _;
 
 /// An engine behind the gate.
 pub(super) struct Gate {
-    engine: Arc<dyn Engine>,
-    model: String,
-    metrics: Metrics,
-    life: Arc<Life>,
-    timeout: Option<Duration>,
-    live: Live,
-}
-
-/// How many requests are under way.
-#[derive(Clone, Default)]
-pub(super) struct Live(Arc<AtomicUsize>);
-
-impl Live {
-    /// How many.
-    pub fn count(&self) -> usize {
-        self.0.load(Ordering::Acquire)
-    }
-
-    fn enter(&self) -> Entered {
-        self.0.fetch_add(1, Ordering::AcqRel);
-        Entered(self.clone())
-    }
-}
-
-struct Entered(Live);
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-impl Gate {
-    pub fn new(
-        engine: Arc<dyn Engine>,
-        model: String,
-        metrics: Metrics,
-        life: Arc<Life>,
-        settings: &Settings,
-    ) -> Gate {
-        Gate {
-            engine,
-            model,
-            metrics,
-            life,
-            timeout: settings.request_timeout,
-            live: Live::default(),
-        }
-    }
-
-    /// The count of requests under way.
-    pub fn live(&self) -> Live {
-        self.live.clone()
-    }
+    pub engine: Arc<dyn Engine>,
+    /// The model's true name.
+    pub model: String,
+    pub metrics: Metrics,
+    pub life: Arc<Life>,
+    /// For an answer to be complete.
+    pub timeout: Option<Duration>,
+    /// Who uses the model: every request under way does.
+    pub users: Users,
+    /// Held by every request under way.
+    pub passing: Arc<()>,
 }
 
 impl Engine for Gate {
@@ -85,16 +37,20 @@ impl Engine for Gate {
         let (sender, events) = Events::channel();
         let passage = Passage {
             timer: Timer::start(&self.metrics, &self.model),
-            figures: Figures::current(),
+            figures: log::current(),
             life: self.life.clone(),
             timeout: self.timeout,
             cancel: request.cancel.clone(),
-            live: self.live.clone(),
-            _entered: self.live.enter(),
+            passing: self.passing.clone(),
+            _lease: self.users.enter(),
         };
-        passage.figures.model(&self.model);
+        if let Some(figures) = &passage.figures {
+            figures.model(&self.model);
+            // Its place in the queue bounds it from here on.
+            figures.release();
+        }
         let inner = self.engine.submit(request);
-        tokio::spawn(passage.run(inner, sender));
+        tokio::spawn(passage.run(inner, sender).in_current_span());
         events
     }
 
@@ -110,12 +66,12 @@ impl Engine for Gate {
 /// One request on its way through.
 struct Passage {
     timer: Timer,
-    figures: Figures,
+    figures: Option<Figures>,
     life: Arc<Life>,
     timeout: Option<Duration>,
     cancel: Cancel,
-    live: Live,
-    _entered: Entered,
+    passing: Arc<()>,
+    _lease: Lease,
 }
 
 impl Passage {
@@ -160,7 +116,9 @@ impl Passage {
                 };
             }
             self.timer.note(&event);
-            self.figures.note(&event);
+            if let Some(figures) = &self.figures {
+                figures.note(&event);
+            }
             let last = matches!(event, Event::Finish { .. } | Event::Error(_));
             if sender.send(event).is_err() || last {
                 return;
@@ -171,7 +129,7 @@ impl Passage {
     /// The end of a request that waited for its whole time.
     fn expired(&self) -> Event {
         Event::Error(Failure::Busy {
-            waiting: self.live.count(),
+            waiting: Arc::strong_count(&self.passing).saturating_sub(1),
             retry_after: Duration::from_secs(10),
         })
     }

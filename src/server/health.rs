@@ -81,9 +81,7 @@ async fn ready(State(app): State<Arc<App>>) -> Response {
     responses((status = 200, content_type = "text/plain", body = String))
 )]
 async fn metrics(State(app): State<Arc<App>>) -> Response {
-    let text = app
-        .metrics
-        .render(&app.models.loaded(), &app.models.names());
+    let text = app.metrics.render(&app.models.stats());
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }
@@ -108,4 +106,10 @@ pub(super) async fn wrong_method(request: axum::extract::Request) -> ApiError {
 pub(super) fn unavailable(text: &str, code: &'static str, wait: Duration) -> ApiError {
     let error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, text);
     error.code(code).retry_after(wait)
+}
+
+/// 503: the server is going down.
+pub(super) fn stopping() -> ApiError {
+    let wait = Duration::from_secs(10);
+    unavailable("The server is shutting down.", "server_shutting_down", wait)
 }

@@ -3,14 +3,14 @@
 //! The line is written when the answer is complete, or given up: for a stream that is long after the
 //! handler returned.
 
-use super::{error::ApiError, id, metrics::Metrics, state::App};
+use super::{error::ApiError, id, memory::Hold, metrics::Metrics, state::App};
 use crate::engine::Event;
 use axum::{
     body::{Body, HttpBody},
     extract::{MatchedPath, Request, State},
     http::{HeaderName, HeaderValue, Method, StatusCode},
     middleware::Next,
-    response::{IntoResponse, Response},
+    response::Response,
 };
 use futures_util::StreamExt;
 use std::{
@@ -18,6 +18,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
+use tracing::{Instrument as _, Span};
 
 tokio::task_local! {
     /// Of the request that this task answers.
@@ -27,10 +28,14 @@ tokio::task_local! {
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PROCESSING: HeaderName = HeaderName::from_static("openai-processing-ms");
 
-/// What a request's log line tells of the model's work; filled in by the [gate](super::gate).
+/// What is known of a request, from wherever it is answered; clones share it.
 #[derive(Clone)]
-pub(super) struct Figures(Arc<Mutex<Sums>>);
+pub(super) struct Figures {
+    sums: Arc<Mutex<Sums>>,
+    metrics: Metrics,
+}
 
+/// What its log line tells of the model's work; filled in by the [gate](super::gate).
 struct Sums {
     started: Instant,
     model: Option<String>,
@@ -38,26 +43,40 @@ struct Sums {
     cached: usize,
     completion: usize,
     first_token: Option<Duration>,
+    /// Of the memory for requests that are being read.
+    held: Option<Hold>,
+}
+
+/// Those of the request that this task answers.
+pub(super) fn current() -> Option<Figures> {
+    CURRENT.try_with(Clone::clone).ok()
+}
+
+/// Keeps `hold` until the request is in the engine's queue, or answered.
+pub(super) fn hold(hold: Hold) {
+    if let Some(figures) = current() {
+        figures.with(|sums| sums.held = Some(hold));
+    }
 }
 
 impl Figures {
     /// Starts counting now.
-    fn new() -> Figures {
-        Figures(Arc::new(Mutex::new(Sums {
+    fn new(metrics: Metrics) -> Figures {
+        let sums = Arc::new(Mutex::new(Sums {
             started: Instant::now(),
             model: None,
             prompt: 0,
             cached: 0,
             completion: 0,
             first_token: None,
-        })))
+            held: None,
+        }));
+        Figures { sums, metrics }
     }
 
-    /// Those of the request that this task answers, or some that nobody reads.
-    pub fn current() -> Figures {
-        CURRENT
-            .try_with(Clone::clone)
-            .unwrap_or_else(|_| Figures::new())
+    /// Gives back the memory that the request held while it was read.
+    pub fn release(&self) {
+        self.with(|sums| sums.held = None);
     }
 
     /// Which model answers.
@@ -87,13 +106,12 @@ impl Figures {
     }
 
     fn with<T>(&self, read: impl FnOnce(&mut Sums) -> T) -> T {
-        read(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        read(&mut self.sums.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 /// Writes the line when dropped.
 struct Line {
-    metrics: Metrics,
     id: String,
     method: Method,
     path: String,
@@ -112,7 +130,7 @@ impl Line {
 
 impl Drop for Line {
     fn drop(&mut self) {
-        self.metrics.in_flight().decrement(1.0);
+        self.figures.metrics.in_flight().decrement(1.0);
         self.figures.with(|sums| {
             let ms = |time: Duration| (time.as_secs_f64() * 1e4).round() / 10.0;
             // What asks again and again whether all is well is not worth a line each time.
@@ -156,10 +174,11 @@ pub(super) async fn observe(
     if let Ok(value) = HeaderValue::from_str(&id) {
         request.headers_mut().insert(REQUEST_ID, value);
     }
-    let figures = Figures::new();
+    // At the level of errors: whatever is logged, it is known whose it is.
+    let span = tracing::error_span!("request", id);
+    let figures = Figures::new(app.metrics.clone());
     app.metrics.in_flight().increment(1.0);
     let mut line = Line {
-        metrics: app.metrics.clone(),
         method: request.method().clone(),
         // Without what stands behind `?`, and no longer than a log can bear.
         path: request.uri().path().chars().take(200).collect(),
@@ -170,7 +189,9 @@ pub(super) async fn observe(
     };
     let route = request.extensions().get::<MatchedPath>();
     let route = route.map_or("other", MatchedPath::as_str).to_owned();
-    let mut response = CURRENT.scope(figures.clone(), next.run(request)).await;
+    let answering = next.run(request).instrument(span.clone());
+    let mut response = CURRENT.scope(figures.clone(), answering).await;
+    figures.release();
     line.status = response.status();
     let method = method_name(&line.method);
     app.metrics
@@ -186,27 +207,33 @@ pub(super) async fn observe(
         line.finish();
         return response;
     }
-    response.map(|body| Body::from_stream(Logged { body, line }.frames()))
+    response.map(|body| Body::from_stream(Logged { body, line, span }.frames()))
 }
 
 /// A body that is still being made, and the line to write at its end.
 struct Logged {
     body: Body,
     line: Line,
+    span: Span,
 }
 
 impl Logged {
     fn frames(
         self,
     ) -> impl futures_util::Stream<Item = Result<axum::body::Bytes, axum::Error>> + Send {
-        let Logged { body, line } = self;
+        let Logged { body, line, span } = self;
         let frames = body.into_data_stream();
-        futures_util::stream::unfold((frames, line), |(mut frames, line)| async move {
-            match frames.next().await {
-                Some(frame) => Some((frame, (frames, line))),
-                None => {
-                    line.finish();
-                    None
+        futures_util::stream::unfold((frames, line), move |(mut frames, line)| {
+            // The body is made while it is sent: what happens then belongs to the request too.
+            let (figures, span) = (line.figures.clone(), span.clone());
+            async move {
+                let next = frames.next().instrument(span);
+                match CURRENT.scope(figures, next).await {
+                    Some(frame) => Some((frame, (frames, line))),
+                    None => {
+                        line.finish();
+                        None
+                    }
                 }
             }
         })
@@ -231,11 +258,17 @@ fn method_name(method: &Method) -> &'static str {
     }
 }
 
-/// The answer to a request whose handler panicked.
-pub(super) fn panicked(metrics: &Metrics, panic: &(dyn Any + Send)) -> Response {
+/// Logs and counts a panic; what the client is told.
+pub(super) fn panicked(metrics: &Metrics, panic: &(dyn Any + Send)) -> ApiError {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-    tracing::error!("a handler panicked: {}", text.unwrap_or("no message"));
+    tracing::error!("answering panicked: {}", text.unwrap_or("no message"));
     metrics.panicked();
-    ApiError::internal("The server failed while handling the request.").into_response()
+    ApiError::internal("The server failed while it was answering.")
+}
+
+/// The same, in the request that this task answers.
+pub(super) fn panicked_here(panic: &(dyn Any + Send)) -> ApiError {
+    let metrics = current().map_or_else(Metrics::new, |figures| figures.metrics);
+    panicked(&metrics, panic)
 }

@@ -4,10 +4,9 @@
 //! Each server has its own recorder, none is global. Labels have few values: models by their true
 //! names, routes as written in the router, never what a client sent.
 
-use super::models::Served;
 use crate::{
     backend::KV_BLOCK,
-    engine::{Event, Failure, FinishReason},
+    engine::{Event, Failure, FinishReason, Stats},
 };
 use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder, Unit};
 use metrics_exporter_prometheus::{
@@ -148,8 +147,8 @@ impl Metrics {
         let mut builder = PrometheusBuilder::new();
         for (name, _, buckets) in HISTOGRAMS {
             let with = builder.set_buckets_for_metric(Matcher::Full(name.into()), buckets);
-            // Only a list without buckets is refused.
-            builder = with.unwrap_or_else(|_| PrometheusBuilder::new());
+            // Only a list without buckets is refused, and a test knows that none is empty.
+            builder = with.unwrap_or_default();
         }
         let recorder = builder.build_recorder();
         for (name, meaning) in COUNTERS {
@@ -202,15 +201,11 @@ impl Metrics {
         self.0.panics.increment(1);
     }
 
-    /// All of it in Prometheus' text format.
-    pub(super) fn render(&self, loaded: &[Arc<Served>], all: &[String]) -> String {
-        for name in all {
-            let is_loaded = loaded.iter().any(|served| served.name == *name);
-            let gauge = self.gauge("gossamer_model_loaded", &[("model_name", name)]);
-            gauge.set(f64::from(u8::from(is_loaded)));
-        }
-        for served in loaded {
-            self.note_stats(served);
+    /// All of it in Prometheus' text format. `models`: name, whether it is loaded, what it tells.
+    pub(super) fn render(&self, models: &[(String, bool, Stats)]) -> String {
+        for (name, loaded, stats) in models {
+            self.model(name);
+            self.note_stats(name, *loaded, stats);
         }
         self.0.handle.render()
     }
@@ -220,9 +215,8 @@ impl Metrics {
         self.0.handle.run_upkeep();
     }
 
-    fn note_stats(&self, served: &Served) {
-        let stats = served.engine.stats();
-        let model = [("model_name", served.name.as_str())];
+    fn note_stats(&self, name: &str, loaded: bool, stats: &Stats) {
+        let model = [("model_name", name)];
         let used = stats.kv_blocks_in_use as f64 / stats.kv_blocks.max(1) as f64;
         for (name, value) in [
             ("vllm:num_requests_running", stats.running as f64),
@@ -234,6 +228,7 @@ impl Metrics {
             ("gossamer_snapshots", stats.snapshots as f64),
             ("gossamer_snapshots_used", stats.snapshots_used as f64),
             ("gossamer_batch_tokens", stats.batch_tokens as f64),
+            ("gossamer_model_loaded", f64::from(u8::from(loaded))),
         ] {
             self.gauge(name, &model).set(value);
         }
@@ -242,6 +237,9 @@ impl Metrics {
             ("gossamer_engine_steps_total", stats.steps),
         ] {
             self.counter(name, &model).absolute(value);
+        }
+        if !loaded {
+            return;
         }
         let block = KV_BLOCK.to_string();
         let blocks = stats.kv_blocks.to_string();

@@ -3,8 +3,9 @@
 //! [`router`] is the whole of it and needs no socket; [`serve`] adds sockets, signals and an orderly
 //! end. Each endpoint's module has `routes()`, which also describe themselves for `/openapi.json`.
 //!
-//! A request passes, from the outside in: its id and log line ([`log`]), the net for panics, the
-//! check of its host, CORS, key and rate ([`auth`]), then its endpoint.
+//! A request passes, from the outside in: its id and log line ([`log`]), what reads a body that nobody
+//! wanted ([`unread`]), the net for panics, the check of its host, CORS, key and rate ([`auth`]), then
+//! its endpoint.
 
 pub mod auth;
 pub mod chat;
@@ -18,6 +19,7 @@ mod json;
 mod limits;
 mod listen;
 mod log;
+mod memory;
 pub mod metrics;
 pub mod models;
 mod object;
@@ -30,6 +32,7 @@ pub mod state;
 mod tls;
 mod tokenize;
 pub mod turn;
+mod unread;
 mod usage;
 
 pub use listen::{Listener, Tls, serve};
@@ -37,7 +40,9 @@ pub use models::Served;
 pub use settings::Settings;
 pub use state::App;
 
-use axum::{Router, http::header, middleware::from_fn_with_state, routing::get};
+use axum::{
+    Router, http::header, middleware::from_fn_with_state, response::IntoResponse as _, routing::get,
+};
 use std::sync::Arc;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::OpenApiRouter;
@@ -59,7 +64,7 @@ pub fn router(app: Arc<App>) -> Router {
     let openapi = move || async move { ([(header::CONTENT_TYPE, "application/json")], document) };
     let metrics = app.metrics.clone();
     let catch = CatchPanicLayer::custom(move |panic: Box<dyn std::any::Any + Send>| {
-        log::panicked(&metrics, &*panic)
+        log::panicked(&metrics, &*panic).into_response()
     });
     router
         .route("/openapi.json", get(openapi))
@@ -69,6 +74,7 @@ pub fn router(app: Arc<App>) -> Router {
         .layer(auth::cors(&app))
         .layer(from_fn_with_state(app.clone(), auth::check_host))
         .layer(catch)
+        .layer(from_fn_with_state(app.clone(), unread::finish))
         .layer(from_fn_with_state(app.clone(), log::observe))
         .with_state(app)
 }

@@ -12,6 +12,10 @@ pub struct Settings {
     pub max_json_depth: usize,
     /// Values in a body, all levels together.
     pub max_json_values: usize,
+    /// Bytes of a text for `/tokenize`.
+    pub max_tokenize_bytes: usize,
+    /// Tokens whose texts `/tokenize` gives.
+    pub max_token_texts: usize,
     /// `n` of chat and completions.
     pub max_n: usize,
     /// Prompts of one completions request.
@@ -72,7 +76,9 @@ impl Default for Settings {
         Settings {
             max_body_bytes: 16 << 20,
             max_json_depth: 100,
-            max_json_values: 1 << 20,
+            max_json_values: 1 << 18,
+            max_tokenize_bytes: 4 << 20,
+            max_token_texts: 1 << 18,
             max_n: 16,
             max_prompts: 128,
             max_schema_bytes: crate::grammar::MAX_SCHEMA_BYTES,

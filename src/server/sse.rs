@@ -3,13 +3,14 @@
 //! The events' stream is owned by the response's body. A client that goes away drops the body, which
 //! drops the stream, which cancels whatever the stream owned.
 
-use super::error::ApiError;
+use super::{error::ApiError, log};
 use axum::{
     body::{Body, Bytes},
     http::{HeaderValue, header},
     response::Response,
 };
 use futures_util::{FutureExt, Stream, StreamExt};
+use serde_json::json;
 use std::{convert::Infallible, panic::AssertUnwindSafe, time::Duration};
 
 /// One event.
@@ -70,15 +71,40 @@ fn to_json(value: &impl serde::Serialize) -> String {
     })
 }
 
-/// The response that sends `events`. After `keep_alive` of silence a comment goes out; with `None`
-/// the stream sees to that itself.
+/// The response that sends `events`, as chat and completions do. After `keep_alive` of silence a
+/// comment goes out; with `None` the stream sees to that itself.
 ///
-/// A panic in the stream becomes an error event, the last one.
+/// A panic in the stream becomes an error event, and the last one.
 pub fn stream(
     events: impl Stream<Item = SseEvent> + Send + 'static,
     keep_alive: Option<Duration>,
 ) -> Response {
-    let frames = frames(events, keep_alive).map(Ok::<_, Infallible>);
+    send(events, keep_alive, |error| {
+        vec![SseEvent::error(error), SseEvent::Done]
+    })
+}
+
+/// The same for events that have names, as those of responses.
+pub fn named_stream(
+    events: impl Stream<Item = SseEvent> + Send + 'static,
+    keep_alive: Option<Duration>,
+) -> Response {
+    send(events, keep_alive, |error| {
+        let ApiError { code, message, .. } = error;
+        let value = json!({"type": "error", "code": code, "message": message, "param": null});
+        vec![SseEvent::named("error", &value)]
+    })
+}
+
+/// What is sent after a panic.
+type Last = fn(&ApiError) -> Vec<SseEvent>;
+
+fn send(
+    events: impl Stream<Item = SseEvent> + Send + 'static,
+    keep_alive: Option<Duration>,
+    last: Last,
+) -> Response {
+    let frames = frames(events, keep_alive, last).map(Ok::<_, Infallible>);
     let mut response = Response::new(Body::from_stream(frames));
     let headers = response.headers_mut();
     for (name, value) in [
@@ -95,24 +121,36 @@ pub fn stream(
 fn frames(
     events: impl Stream<Item = SseEvent> + Send + 'static,
     keep_alive: Option<Duration>,
+    last: Last,
 ) -> impl Stream<Item = Bytes> + Send + 'static {
-    let state = Some(Box::pin(events));
+    enum State<S> {
+        Going(S),
+        Panicked(std::vec::IntoIter<SseEvent>),
+    }
+    let state = State::Going(Box::pin(events));
     futures_util::stream::unfold(state, move |state| async move {
-        let mut events = state?;
+        let mut events = match state {
+            State::Going(events) => events,
+            State::Panicked(mut rest) => {
+                return Some((rest.next()?.frame(), State::Panicked(rest)));
+            }
+        };
         let next = AssertUnwindSafe(events.next()).catch_unwind();
         let next = match keep_alive {
             None => next.await,
             Some(silence) => match tokio::time::timeout(silence, next).await {
                 Ok(next) => next,
-                Err(_) => return Some((SseEvent::Comment("ping").frame(), Some(events))),
+                Err(_) => {
+                    let ping = SseEvent::Comment("ping").frame();
+                    return Some((ping, State::Going(events)));
+                }
             },
         };
         match next {
-            Ok(event) => Some((event?.frame(), Some(events))),
-            Err(_) => {
-                tracing::error!("a panic while streaming an answer");
-                let error = ApiError::internal("The server failed while it was answering.");
-                Some((SseEvent::error(&error).frame(), None))
+            Ok(event) => Some((event?.frame(), State::Going(events))),
+            Err(panic) => {
+                let mut rest = last(&log::panicked_here(&*panic)).into_iter();
+                Some((rest.next()?.frame(), State::Panicked(rest)))
             }
         }
     })
@@ -180,13 +218,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_is_the_last_event() {
-        let events = stream::iter(0..3).map(|n| match n {
-            1 => panic!("on purpose"),
-            n => SseEvent::Data(n.to_string()),
-        });
-        let frames = frames_of(super::stream(events, None)).await;
-        assert_eq!(frames.len(), 2, "{frames:?}");
+    async fn a_panic_ends_a_stream_in_its_own_form() {
+        let events = || {
+            stream::iter(0..3).map(|n| match n {
+                1 => panic!("on purpose"),
+                n => SseEvent::Data(n.to_string()),
+            })
+        };
+        let frames = frames_of(super::stream(events(), None)).await;
+        assert_eq!(frames.len(), 3, "{frames:?}");
         assert!(frames[1].contains("\"internal_error\""), "{frames:?}");
+        assert_eq!(frames[2], "data: [DONE]\n\n");
+        let frames = frames_of(super::named_stream(events(), None)).await;
+        assert_eq!(frames.len(), 2, "{frames:?}");
+        assert!(
+            frames[1].starts_with("event: error\ndata: {\"type\":\"error\""),
+            "{frames:?}"
+        );
     }
 }

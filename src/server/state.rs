@@ -4,8 +4,10 @@
 use super::{
     auth::Keys,
     error::ApiError,
-    health::unavailable,
+    health::{stopping, unavailable},
     limits::RateLimiter,
+    log,
+    memory::Memory,
     metrics::Metrics,
     models::{Models, Running, Served, Source},
     responses::Responses,
@@ -18,9 +20,10 @@ use std::{
         Arc,
         atomic::{AtomicU8, Ordering},
     },
+    thread::available_parallelism,
     time::Duration,
 };
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 /// The server's state, shared by `Arc`.
 pub struct App {
@@ -36,6 +39,10 @@ pub struct App {
     pub(super) responses: Responses,
     pub(super) keys: Keys,
     pub(super) limiter: Option<RateLimiter>,
+    /// For requests that are being read.
+    pub(super) memory: Memory,
+    /// Places for work that keeps a processor busy: the model needs them more.
+    workers: Arc<Semaphore>,
 }
 
 impl App {
@@ -52,6 +59,10 @@ impl App {
             keys: Keys::new(&settings.api_keys)?,
             limiter: settings.rate_limit.map(RateLimiter::new),
             responses: Responses::new(&settings),
+            memory: Memory::new(&settings),
+            workers: Arc::new(Semaphore::new(
+                available_parallelism().map_or(1, |n| n.get().div_ceil(2)),
+            )),
             models,
             metrics,
             life,
@@ -86,6 +97,25 @@ impl App {
         app.models.load_default()?;
         app.life.enter(Phase::Ready);
         Ok(app)
+    }
+
+    /// Does what keeps a processor busy, away from the threads that answer; on half of the processors
+    /// at most. What has begun goes on when nobody waits for it any more.
+    pub(super) async fn work<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let place = self.workers.clone().acquire_owned().await;
+        let span = tracing::Span::current();
+        let work = move || {
+            let _place = place;
+            span.in_scope(work)
+        };
+        let done = tokio::task::spawn_blocking(work).await;
+        done.map_err(|error| match error.try_into_panic() {
+            Ok(panic) => log::panicked(&self.metrics, &*panic),
+            Err(_) => stopping(),
+        })
     }
 
     /// The model that answers to `name`, or the default one; loaded first if need be.
@@ -179,14 +209,7 @@ impl Life {
                 let text = "The model is being loaded. Please try again in 2 s.";
                 Err(unavailable(text, "model_loading", Duration::from_secs(2)))
             }
-            Phase::Draining => {
-                let text = "The server is shutting down.";
-                Err(unavailable(
-                    text,
-                    "server_shutting_down",
-                    Duration::from_secs(10),
-                ))
-            }
+            Phase::Draining => Err(stopping()),
         }
     }
 }

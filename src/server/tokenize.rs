@@ -1,13 +1,13 @@
 //! Text to token ids and back, as vLLM's `/tokenize` and `/detokenize`.
 
 use super::{
-    App, Served, chat,
+    App, Served, Settings, chat,
     error::ApiError,
     extract::{self, Body},
 };
 use axum::{Json, extract::State};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::{Deserialize, Serialize, de::IgnoredAny};
+use serde_json::{Map, Value};
 use std::sync::Arc;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -22,7 +22,7 @@ struct TokenizeRequest {
     /// Instead of it: a conversation, as in chat completions, whose other fields (`tools`,
     /// `reasoning_effort` …) are understood too
     #[schema(value_type = Option<Vec<Object>>)]
-    messages: Option<Value>,
+    messages: Option<IgnoredAny>,
     /// Also the tokens' texts
     return_token_strs: Option<bool>,
 }
@@ -74,36 +74,63 @@ pub fn routes() -> OpenApiRouter<Arc<App>> {
 )]
 async fn tokenize(
     State(app): State<Arc<App>>,
-    Body(value): Body<Value>,
+    Body(mut value): Body<Value>,
 ) -> Result<Json<TokenizeResponse>, ApiError> {
-    let request: TokenizeRequest = extract::typed(value.clone())?;
+    let request: TokenizeRequest = extract::typed(own_fields(&mut value))?;
     let served = app.model(request.model.as_deref()).await?;
+    let shared = app.clone();
     // A long text takes long.
-    let work = move || tokens_of(request, value, &served, &app);
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|_| ApiError::internal("Tokenizing failed."))?
-        .map(Json)
+    let work = move || tokens_of(request, value, &served, &shared.settings);
+    app.work(work).await?.map(Json)
+}
+
+/// The fields of [`TokenizeRequest`], taken out of `value`: what is left is a conversation.
+fn own_fields(value: &mut Value) -> Value {
+    let Some(all) = value.as_object_mut() else {
+        return value.take();
+    };
+    let mut own = Map::new();
+    for field in ["prompt", "return_token_strs"] {
+        own.extend(all.remove(field).map(|found| (field.to_owned(), found)));
+    }
+    own.extend(all.get("model").map(|name| ("model".into(), name.clone())));
+    let messages = all.get("messages").filter(|found| !found.is_null());
+    own.extend(messages.map(|_| ("messages".into(), true.into())));
+    Value::Object(own)
 }
 
 fn tokens_of(
     request: TokenizeRequest,
-    value: Value,
+    rest: Value,
     served: &Arc<Served>,
-    app: &App,
+    settings: &Settings,
 ) -> Result<TokenizeResponse, ApiError> {
-    let tokens = match (request.prompt, request.messages) {
-        (Some(prompt), None) => served.tokenizer.encode(&prompt),
-        (None, Some(_)) => served.prompt(&chat::conversation(value, served, &app.settings)?)?,
-        (None, None) => return Err(ApiError::missing("prompt")),
-        (Some(_), Some(_)) => {
+    let is_chat = request.messages.is_some();
+    let tokens = match request.prompt {
+        Some(_) if is_chat => {
             let text = "Expected either 'prompt' or 'messages', found both.";
             return Err(ApiError::invalid("messages", text));
         }
+        Some(prompt) if prompt.len() > settings.max_tokenize_bytes => {
+            let (most, found) = (settings.max_tokenize_bytes, prompt.len());
+            let text = format!("Invalid 'prompt': expected at most {most} bytes, found {found}.");
+            return Err(ApiError::invalid("prompt", text));
+        }
+        Some(prompt) => served.tokenizer.encode(&prompt),
+        None if is_chat => served.prompt(&chat::conversation(rest, served, settings)?)?,
+        None => return Err(ApiError::missing("prompt")),
     };
     let texts = request.return_token_strs.unwrap_or(false);
+    let (most, count) = (settings.max_token_texts, tokens.len());
+    if texts && count > most {
+        let text = format!(
+            "Invalid 'return_token_strs': the texts of at most {most} tokens are given, found {count}."
+        );
+        return Err(ApiError::invalid("return_token_strs", text));
+    }
     let text = |&id: &u32| text_of(served, &[id]);
     Ok(TokenizeResponse {
-        count: tokens.len(),
+        count,
         max_model_len: served.engine.info().context,
         token_strs: texts.then(|| tokens.iter().map(text).collect()),
         tokens,
@@ -129,7 +156,8 @@ async fn detokenize(
         let text = format!("Invalid 'tokens[{at}]': {id}; the vocabulary has {size} tokens.");
         return Err(ApiError::invalid(format!("tokens[{at}]"), text));
     }
-    let prompt = text_of(&served, &request.tokens);
+    let work = move || text_of(&served, &request.tokens);
+    let prompt = app.work(work).await?;
     Ok(Json(DetokenizeResponse { prompt }))
 }
 

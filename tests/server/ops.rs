@@ -6,6 +6,7 @@ use axum::{
     body::Body,
     http::{Method, Request},
 };
+use futures_util::StreamExt as _;
 use gossamer::server::Settings;
 use serde_json::{Value, json};
 
@@ -182,6 +183,77 @@ async fn bodies_have_a_limit() {
         .post_bytes("/tokenize", Body::from_stream(chunks))
         .await;
     answer.is_error(413).unwrap();
+}
+
+#[tokio::test]
+async fn what_is_read_at_once_is_bounded() {
+    let client = Client::demo(Settings {
+        max_body_bytes: 1 << 20,
+        max_json_values: 0,
+        ..Settings::default()
+    });
+    // Bodies that arrive slowly: each has sent all but its end.
+    let (sender, never) = tokio::sync::watch::channel(());
+    let slow = |_| {
+        let mut never = never.clone();
+        let most = Ok::<_, std::io::Error>(vec![b' '; 1 << 20]);
+        let rest = async move {
+            let _ = never.changed().await;
+            Ok(Vec::new())
+        };
+        let body = futures_util::stream::iter([most]).chain(futures_util::stream::once(rest));
+        client.post_bytes("/tokenize", Body::from_stream(body))
+    };
+    let five = futures_util::future::join_all((0..5).map(slow));
+    let (answers, ()) = tokio::join!(biased; five, async { drop(sender) });
+    let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
+    assert_eq!(statuses, [400, 400, 400, 400, 429]);
+    answers[4].is_error(429).unwrap();
+    assert!(answers[4].headers.contains_key("retry-after"));
+    // What they held is free again.
+    let body = Body::from(" ".repeat(1 << 20));
+    assert_eq!(client.post_bytes("/tokenize", body).await.status, 400);
+}
+
+#[tokio::test]
+async fn long_bodies_and_long_texts() {
+    let client = Client::demo(Settings {
+        max_tokenize_bytes: 1 << 20,
+        max_token_texts: 1000,
+        ..Settings::default()
+    });
+    let text = "Hello ".repeat(100_000);
+    let answer = client.post("/tokenize", &json!({"prompt": text})).await;
+    assert_eq!(answer.status, 200, "{answer}");
+    let tokens = answer.json();
+    let back = client.post("/detokenize", &tokens).await;
+    assert_eq!(back.json()["prompt"], text);
+    for (body, param) in [
+        (
+            json!({"prompt": text, "return_token_strs": true}),
+            "return_token_strs",
+        ),
+        (json!({"prompt": "x".repeat((1 << 20) + 1)}), "prompt"),
+        (json!({"prompt": text, "model": [text]}), "model"),
+    ] {
+        let answer = client.post("/tokenize", &body).await;
+        answer.is_error(400).unwrap();
+        assert_eq!(answer.json()["error"]["param"], param);
+    }
+}
+
+#[tokio::test]
+async fn messages_repeat_no_more_than_can_be_read() {
+    let client = demo();
+    let long = "x".repeat(1 << 20);
+    for body in [
+        json!({"messages": [{"role": "user", "content": "Hi"}], "n": long}),
+        json!({"messages": [{"role": "user", "content": "Hi"}], "model": long}),
+    ] {
+        let answer = client.post("/v1/chat/completions", &body).await;
+        assert!((400..500).contains(&answer.status), "{answer}");
+        assert!(answer.text.len() < 3000, "{} bytes", answer.text.len());
+    }
 }
 
 #[tokio::test]

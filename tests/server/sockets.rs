@@ -300,6 +300,69 @@ async fn clients_that_never_finish_a_request_are_cut_off() {
 }
 
 #[tokio::test]
+async fn refusals_reach_clients_that_still_write() {
+    let server = Server::start(Settings {
+        api_keys: vec!["k".into()],
+        max_body_bytes: 4 << 20,
+        ..Settings::default()
+    });
+    for (path, key, body, status) in [
+        ("/v1/completions", "wrong", 6 << 20, "401"),
+        ("/v1/completions", "k", 6 << 20, "413"),
+        ("/nothing", "k", 3 << 20, "404"),
+        ("/v1/models", "k", 3 << 20, "405"),
+    ] {
+        let mut client = server.connect().await;
+        client
+            .send(&format!(
+                "POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n\
+                 Content-Length: {body}\r\n\r\n"
+            ))
+            .await;
+        // All of it is written before anything is read, as simple clients do.
+        client.send(&"x".repeat(body)).await;
+        client.read_until(&format!("HTTP/1.1 {status}")).await;
+        client.read_until("\r\n\r\n{\"error\"").await;
+    }
+    // Who asks for leave to send is not given it.
+    let mut client = server.connect().await;
+    client
+        .send(
+            "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n\
+             Content-Length: 1000\r\n\r\n",
+        )
+        .await;
+    client.read_until("HTTP/1.1 401").await;
+    assert!(!client.read.contains("100 Continue"), "{}", client.read);
+}
+
+#[tokio::test]
+async fn an_address_has_its_rate_also_without_a_key() {
+    let server = Server::start(Settings {
+        api_keys: vec!["k".into()],
+        rate_limit: Some(3),
+        ..Settings::default()
+    });
+    let ask = async |key: &str| {
+        let mut client = server.connect().await;
+        client
+            .send(&format!(
+                "GET /v1/models HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n\r\n"
+            ))
+            .await;
+        client.read_until("\r\n\r\n").await;
+        client.read[9..12].to_owned()
+    };
+    // Guessing ends soon, and does no harm to those with a key.
+    let mut found = Vec::new();
+    for guess in ["a", "b", "c", "d"] {
+        found.push(ask(guess).await);
+    }
+    assert_eq!(found, ["401", "401", "401", "429"]);
+    assert_eq!(ask("k").await, "200");
+}
+
+#[tokio::test]
 async fn connections_are_bounded() {
     let server = Server::start(Settings {
         max_connections: 2,

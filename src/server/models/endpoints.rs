@@ -1,6 +1,6 @@
 //! `/v1/models`: what there is, loaded or not.
 
-use super::{App, Served, Source};
+use super::{App, Loaded, Source};
 use crate::server::{error::ApiError, extract::PathText};
 use axum::{Json, extract::State};
 use serde::Serialize;
@@ -92,7 +92,7 @@ async fn one(State(app): State<Arc<App>>, PathText(id): PathText) -> Result<Json
 }
 
 impl Model {
-    fn new(id: String, source: &Source, served: Option<&Served>) -> Model {
+    fn new(id: String, source: &Source, loaded: Option<&Loaded>) -> Model {
         let facts = &source.facts;
         Model {
             aliases: source.other_names(&id),
@@ -106,8 +106,8 @@ impl Model {
             tensor_count: facts.tensors,
             parameters: facts.parameters,
             context_length: facts.context,
-            max_model_len: served.map_or(source.context, |s| s.engine.info().context),
-            loaded: served.is_some(),
+            max_model_len: loaded.map_or(source.context, |s| s.engine.info().context),
+            loaded: loaded.is_some(),
         }
     }
 }

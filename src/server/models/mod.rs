@@ -1,10 +1,12 @@
 //! The models by name: which answer to what, loaded on demand, the least recently used out.
 //!
-//! A model is only taken out of memory when nobody holds it: requests hold the [`Served`] they were
-//! given, and the [gate](super::gate) holds the engine until the last event.
+//! A model is only taken out of memory when nobody uses it: requests hold the [`Served`] they were
+//! given, and the [gate](super::gate) a lease until the last event. [`table`] decides who makes room
+//! for whom; who waits for room is served in the order of arrival.
 
 mod endpoints;
 mod facts;
+mod table;
 
 pub use endpoints::routes;
 pub use facts::{FAMILIES, Facts, family};
@@ -12,19 +14,30 @@ pub use facts::{FAMILIES, Facts, family};
 use super::{
     App,
     error::ApiError,
-    gate::{Gate, Live},
-    health::unavailable,
+    gate::Gate,
+    health::{stopping, unavailable},
     metrics::Metrics,
     settings::Settings,
     state::Life,
 };
-use crate::{engine::Engine, grammar::Grammars, tokenizer::Tokenizer};
+use crate::{
+    engine::{Engine, Stats},
+    grammar::Grammars,
+    tokenizer::Tokenizer,
+};
 use anyhow::{Context, Result, ensure};
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    ops::Deref,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
+use table::{Load, State, Table};
 use tokio::sync::Notify;
+
+pub(super) use table::{Lease, Users};
 
 /// A model that runs.
 pub struct Running {
@@ -52,7 +65,8 @@ impl Source {
     }
 }
 
-type Load = Arc<dyn Fn() -> Result<Running> + Send + Sync>;
+/// What loads a model.
+pub type LoadFn = Arc<dyn Fn() -> Result<Running> + Send + Sync>;
 
 /// A model that can be loaded.
 pub struct Source {
@@ -67,7 +81,7 @@ pub struct Source {
     /// Bytes that it takes when it runs.
     pub bytes: u64,
     /// Loads it; slow, so it runs on a thread of its own.
-    pub load: Load,
+    pub load: LoadFn,
 }
 
 impl Source {
@@ -96,13 +110,12 @@ impl Source {
     }
 }
 
-/// A model, ready to answer.
-pub struct Served {
+/// A model in memory.
+pub struct Loaded {
     /// Its true name, `model` in every answer.
     pub name: String,
     /// What answers. It counts, and ends requests when the server stops: see [`super::gate`].
     pub engine: Arc<dyn Engine>,
-    live: Live,
     /// Its vocabulary.
     pub tokenizer: Arc<Tokenizer>,
     /// What makes its rules masks.
@@ -115,25 +128,19 @@ pub struct Served {
     pub metrics: Metrics,
 }
 
-enum State {
-    Unloaded,
-    Loading,
-    Loaded(Arc<Served>),
-    /// Loading failed, then and with these words.
-    Failed(Instant, String),
+/// A model that a request was given. While it is held, the model stays in memory.
+pub struct Served {
+    // Dropped before the lease: who has none left has no part of the model either.
+    loaded: Arc<Loaded>,
+    _lease: Lease,
 }
 
-struct Entry {
-    source: Source,
-    state: State,
-    /// When it was last asked for, in requests.
-    used: u64,
-}
+impl Deref for Served {
+    type Target = Loaded;
 
-struct Table {
-    entries: Vec<Entry>,
-    clock: u64,
-    told_of_demo: bool,
+    fn deref(&self) -> &Loaded {
+        &self.loaded
+    }
 }
 
 /// The models by name.
@@ -142,15 +149,15 @@ pub struct Models(Arc<Inner>);
 
 struct Inner {
     table: Mutex<Table>,
-    /// A model was loaded or taken out.
-    changed: Notify,
+    /// A model was loaded, or could not be, or has no user any more.
+    changed: Arc<Notify>,
+    /// Who waits for room keeps it shut, so that nobody who comes later is served first.
+    door: tokio::sync::Mutex<()>,
+    told_of_demo: AtomicBool,
     settings: Arc<Settings>,
     metrics: Metrics,
     life: Arc<Life>,
 }
-
-/// After a failure to load, until it is tried again.
-const RETRY: Duration = Duration::from_secs(30);
 
 impl Models {
     pub(super) fn new(
@@ -170,20 +177,24 @@ impl Models {
                     "two models have the name '{name}': give them different ones (--models NAME=FILE)"
                 );
             }
+            if settings
+                .model_memory
+                .is_some_and(|most| source.bytes > most)
+            {
+                tracing::warn!(
+                    model = source.names[0],
+                    bytes = source.bytes,
+                    "larger than --model-memory: it will run alone"
+                );
+            }
         }
-        let entry = |source| Entry {
-            source,
-            state: State::Unloaded,
-            used: 0,
-        };
-        let table = Table {
-            entries: sources.into_iter().map(entry).collect(),
-            clock: 0,
-            told_of_demo: false,
-        };
+        let changed = Arc::new(Notify::new());
+        let table = Table::new(sources, settings.model_memory, &changed);
         Ok(Models(Arc::new(Inner {
             table: Mutex::new(table),
-            changed: Notify::new(),
+            changed,
+            door: tokio::sync::Mutex::default(),
+            told_of_demo: AtomicBool::new(false),
             settings,
             metrics,
             life,
@@ -198,7 +209,7 @@ impl Models {
         self.load(0)
     }
 
-    /// Loads every model for which there is room, on this thread.
+    /// Loads the models for which there is room, the first ones first, on this thread.
     ///
     /// # Errors
     /// Whatever keeps one from being loaded.
@@ -208,50 +219,33 @@ impl Models {
     }
 
     fn load(&self, index: usize) -> Result<()> {
-        match self.0.begin(index) {
-            Begin::Load(load) => self.0.load(index, load).map(drop),
-            Begin::Wait | Begin::NoRoom => Ok(()),
+        let begun = self.0.table().begin(index, false);
+        match begun.map(|begun| begun.load) {
+            Some(Some(load)) => self.0.load(index, load),
+            Some(None) => Ok(()),
+            None => {
+                let model = &self.0.table().entries[index].source.names[0];
+                tracing::info!(model, "no room to load it at the start (--model-memory)");
+                Ok(())
+            }
         }
     }
 
     /// The model that answers to `name`, or the default one; loaded first if need be.
     pub(super) async fn get(&self, name: Option<&str>) -> Result<Arc<Served>, ApiError> {
         let index = self.find(name)?;
-        let deadline = tokio::time::Instant::now() + self.0.settings.load_wait;
-        loop {
-            let changed = self.0.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            if let Some(served) = self.0.take(index)? {
-                return Ok(served);
-            }
-            match self.0.begin(index) {
-                Begin::Wait => {}
-                Begin::Load(load) => {
-                    let inner = self.0.clone();
-                    tokio::task::spawn_blocking(move || {
-                        if let Err(error) = inner.load(index, load) {
-                            tracing::error!("{error:#}");
-                        }
-                    });
-                }
-                Begin::NoRoom => {
-                    let text = "There is no room to load the model while others answer. Please try \
-                                again in 5 s.";
-                    return Err(unavailable(text, "model_busy", Duration::from_secs(5)));
-                }
-            }
-            if tokio::time::timeout_at(deadline, changed).await.is_err() {
-                let text = "The model is still being loaded. Please try again in 5 s.";
-                return Err(unavailable(text, "model_loading", Duration::from_secs(5)));
-            }
+        tokio::select! {
+            biased;
+            served = self.0.get(index) => served,
+            () = self.0.life.stopped() => Err(stopping()),
+            () = tokio::time::sleep(self.0.settings.load_wait) => Err(self.0.not_yet(index)),
         }
     }
 
     /// Which model answers to `name`.
     fn find(&self, name: Option<&str>) -> Result<usize, ApiError> {
         let Some(name) = name else { return Ok(0) };
-        let mut table = self.0.table();
+        let table = self.0.table();
         let position = |fits: &dyn Fn(&Source) -> bool| {
             table.entries.iter().position(|entry| fits(&entry.source))
         };
@@ -269,7 +263,7 @@ impl Models {
                 && only.source.facts.is_demo
             {
                 let demo = only.source.names[0].clone();
-                if !std::mem::replace(&mut table.told_of_demo, true) {
+                if !self.0.told_of_demo.swap(true, Ordering::Relaxed) {
                     tracing::warn!(
                         "only the demo model is loaded: {demo} answers requests for {name}"
                     );
@@ -290,23 +284,21 @@ impl Models {
     }
 
     /// Calls `read` with each model's source, and the model itself if it is loaded; in order.
-    fn each<T>(&self, read: impl FnMut((&Source, Option<&Served>)) -> T) -> Vec<T> {
+    fn each<T>(&self, read: impl FnMut((&Source, Option<&Loaded>)) -> T) -> Vec<T> {
         let table = self.0.table();
-        let with_state = table.entries.iter().map(|entry| match &entry.state {
-            State::Loaded(served) => (&entry.source, Some(&**served)),
-            _ => (&entry.source, None),
-        });
+        let entries = table.entries.iter();
+        let with_state = entries.map(|entry| (&entry.source, entry.loaded().map(|l| &**l)));
         with_state.map(read).collect()
     }
 
-    /// The loaded models.
-    pub fn loaded(&self) -> Vec<Arc<Served>> {
+    /// For each model its true name, whether it is loaded, and what its engine tells.
+    pub(super) fn stats(&self) -> Vec<(String, bool, Stats)> {
         let table = self.0.table();
-        let loaded = table.entries.iter().filter_map(|entry| match &entry.state {
-            State::Loaded(served) => Some(served.clone()),
-            _ => None,
+        let stats = table.entries.iter().map(|entry| {
+            let name = entry.source.names[0].clone();
+            (name, entry.loaded().is_some(), entry.stats())
         });
-        loaded.collect()
+        stats.collect()
     }
 }
 
@@ -315,91 +307,103 @@ impl Inner {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The model if it is there.
-    fn take(&self, index: usize) -> Result<Option<Arc<Served>>, ApiError> {
-        let mut table = self.table();
-        table.clock += 1;
-        let clock = table.clock;
-        let entry = &mut table.entries[index];
-        entry.used = clock;
-        match &entry.state {
-            State::Loaded(served) => Ok(Some(served.clone())),
-            State::Failed(at, error) if at.elapsed() < RETRY => Err(ApiError::internal(format!(
-                "The model '{}' can't be loaded: {error}",
-                entry.source.names[0]
-            ))),
-            _ => Ok(None),
+    /// Waits until `look` finds something; it is asked again after every change.
+    async fn until<T>(&self, mut look: impl FnMut(&mut Table) -> Option<T>) -> T {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let found = look(&mut self.table());
+            if let Some(found) = found {
+                return found;
+            }
+            changed.await;
         }
     }
 
-    /// What the caller has to do to get the model loaded. Makes room for it where there is a limit.
-    fn begin(&self, index: usize) -> Begin {
-        let mut table = self.table();
-        let table = &mut *table;
-        match table.entries[index].state {
-            State::Unloaded | State::Failed(..) => {}
-            State::Loading | State::Loaded(_) => return Begin::Wait,
-        }
-        let needed = table.entries[index].source.bytes;
-        let limit = self.settings.model_memory.unwrap_or(u64::MAX);
-        let mut out = Vec::new();
-        while table.bytes().saturating_add(needed) > limit {
-            // A model larger than the limit still runs, alone.
-            match table.idle() {
-                Some(idle) => out.push(std::mem::replace(
-                    &mut table.entries[idle].state,
-                    State::Unloaded,
-                )),
-                None if table.bytes() == 0 => break,
-                None => {
-                    return Begin::NoRoom;
+    async fn get(self: &Arc<Self>, index: usize) -> Result<Arc<Served>, ApiError> {
+        let begun = {
+            let _door = self.door.lock().await;
+            self.until(|table| table.begin(index, true)).await
+        };
+        if let Some(load) = begun.load {
+            let inner = self.clone();
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = inner.load(index, load) {
+                    tracing::error!("{error:#}");
                 }
-            }
+            });
         }
-        let entry = &mut table.entries[index];
-        entry.state = State::Loading;
-        let load = entry.source.load.clone();
-        Begin::Load(Box::new(move || {
-            // Their memory is given back before the new one's is taken.
-            drop(out);
-            load()
-        }))
+        let loaded = self.until(|table| {
+            let entry = &table.entries[index];
+            match &entry.state {
+                State::Loaded(loaded) => Some(Ok(loaded.clone())),
+                State::Failed(_) => {
+                    let name = &entry.source.names[0];
+                    let text =
+                        format!("The model '{name}' can't be loaded; the server's log says why.");
+                    Some(Err(ApiError::internal(text)))
+                }
+                State::Loading | State::Unloaded => None,
+            }
+        });
+        let served = Served {
+            loaded: loaded.await?,
+            _lease: begun.lease,
+        };
+        Ok(Arc::new(served))
+    }
+
+    /// Why a request for model `index` has waited for nothing.
+    fn not_yet(&self, index: usize) -> ApiError {
+        let (text, code) = match self.table().entries[index].state {
+            State::Loading => ("The model is still being loaded.", "model_loading"),
+            _ => (
+                "There is no room to load the model while others answer.",
+                "model_busy",
+            ),
+        };
+        let text = format!("{text} Please try again in 5 s.");
+        unavailable(&text, code, Duration::from_secs(5))
     }
 
     /// Loads a model on this thread, and tells those who wait.
-    fn load(&self, index: usize, load: LoadOnce) -> Result<Arc<Served>> {
-        let (name, facts) = {
-            let source = &self.table().entries[index].source;
-            (source.names[0].clone(), source.facts.clone())
-        };
+    fn load(&self, index: usize, load: Load) -> Result<()> {
         let started = Instant::now();
-        let loaded = std::panic::catch_unwind(std::panic::AssertUnwindSafe(load))
+        let (name, facts, users) = {
+            let entry = &self.table().entries[index];
+            let source = &entry.source;
+            (source.names[0].clone(), source.facts.clone(), entry.users())
+        };
+        let all = || {
+            drop(load.out);
+            let Running { engine, tokenizer } = (load.load)()?;
+            let gate = Gate {
+                engine,
+                model: name.clone(),
+                metrics: self.metrics.clone(),
+                life: self.life.clone(),
+                timeout: self.settings.request_timeout,
+                users,
+                passing: Arc::default(),
+            };
+            Ok(Arc::new(Loaded {
+                name: name.clone(),
+                engine: Arc::new(gate),
+                grammars: Grammars::new(tokenizer.clone()),
+                tokenizer,
+                facts,
+                settings: self.settings.clone(),
+                metrics: self.metrics.clone(),
+            }))
+        };
+        let loaded = std::panic::catch_unwind(std::panic::AssertUnwindSafe(all))
             .unwrap_or_else(|_| Err(anyhow::anyhow!("loading it panicked")))
-            .map(|running| {
-                let Running { engine, tokenizer } = running;
-                let gate = Gate::new(
-                    engine,
-                    name.clone(),
-                    self.metrics.clone(),
-                    self.life.clone(),
-                    &self.settings,
-                );
-                Arc::new(Served {
-                    name: name.clone(),
-                    live: gate.live(),
-                    engine: Arc::new(gate),
-                    grammars: Grammars::new(tokenizer.clone()),
-                    tokenizer,
-                    facts,
-                    settings: self.settings.clone(),
-                    metrics: self.metrics.clone(),
-                })
-            })
             .with_context(|| format!("model '{name}'"));
         let state = match &loaded {
-            Ok(served) => {
+            Ok(loaded) => {
                 let seconds = started.elapsed().as_secs_f64();
-                let info = served.engine.info();
+                let info = loaded.engine.info();
                 tracing::info!(
                     model = name,
                     backend = info.backend,
@@ -407,50 +411,12 @@ impl Inner {
                     slots = info.slots,
                     "loaded in {seconds:.2} s"
                 );
-                State::Loaded(served.clone())
+                State::Loaded(loaded.clone())
             }
-            Err(error) => State::Failed(Instant::now(), format!("{error:#}")),
+            Err(_) => State::Failed(Instant::now()),
         };
         self.table().entries[index].state = state;
         self.changed.notify_waiters();
-        loaded
-    }
-}
-
-type LoadOnce = Box<dyn FnOnce() -> Result<Running> + Send>;
-
-enum Begin {
-    /// Call it.
-    Load(LoadOnce),
-    /// Somebody else does.
-    Wait,
-    /// Every other model is in use.
-    NoRoom,
-}
-
-impl Table {
-    /// Bytes of the models that are loaded or being loaded.
-    fn bytes(&self) -> u64 {
-        let taken = |entry: &&Entry| matches!(entry.state, State::Loaded(_) | State::Loading);
-        let bytes = self.entries.iter().filter(taken).map(|e| e.source.bytes);
-        bytes.fold(0, u64::saturating_add)
-    }
-
-    /// The loaded model that nobody uses and that was asked for longest ago. Only who has the table
-    /// gives models out, so what is idle here stays so while the table is held.
-    fn idle(&self) -> Option<usize> {
-        let idle = |entry: &Entry| match &entry.state {
-            State::Loaded(served) => Arc::strong_count(served) == 1 && served.is_idle(),
-            _ => false,
-        };
-        let idle = self.entries.iter().enumerate().filter(|(_, e)| idle(e));
-        idle.min_by_key(|(_, e)| e.used).map(|(index, _)| index)
-    }
-}
-
-impl Served {
-    /// Whether no request is under way.
-    fn is_idle(&self) -> bool {
-        Arc::strong_count(&self.engine) == 1 && self.live.count() == 0
+        loaded.map(drop)
     }
 }

@@ -313,7 +313,7 @@ fn send(sending: Sending) -> Response {
             }
         }
     });
-    sse::stream(events, None)
+    sse::named_stream(events, None)
 }
 
 /// The events of a background response, from event `from` on.
@@ -322,7 +322,7 @@ fn follow(live: Arc<Live>, from: usize, keep_alive: Duration) -> Response {
         let event: SseEvent = live.event(at).await?;
         Some((event, (live, at + 1)))
     });
-    sse::stream(events, Some(keep_alive))
+    sse::named_stream(events, Some(keep_alive))
 }
 
 /// Counts the tokens of a request's prompt.
