@@ -1,121 +1,121 @@
 //! A custom tool's input, out of the JSON in which the model writes it, as it comes.
 //!
 //! The model is told of a function with one string, `input`, and usually writes `{"input": "…"}`; then
-//! the string's text is the input. What is not of that form is the input as it stands: nothing is lost.
-//! The pieces that [`Input::push`] and [`Input::finish`] give are the whole, in order.
+//! the string's text is the input. What is not of that form is the input as it stands, and a quote that
+//! does not end the object is one that the model forgot to escape: nothing is lost. The pieces that
+//! [`Input::push`] and [`Input::finish`] give are the whole, in order.
 
-use std::iter::Peekable;
-use std::str::Chars;
+use std::{iter::Peekable, mem::take, ops::Range, str::Chars};
 
-/// The text between `{` and the string: `"input":`, blanks left out.
+/// The text between `{` and the string, blanks left out.
 const KEY: &str = "{\"input\":\"";
+/// Where in [`KEY`] no blank can be left out: before the name's letters and the quote that ends it.
+const NAME: Range<usize> = 2..8;
 
 /// Takes the input out of a call's arguments.
 #[derive(Debug, Default)]
 pub(super) struct Input {
     state: State,
-    /// What is not decided yet: the beginning, or an escape that is not whole.
+    /// What is not decided yet: all of the beginning, an escape that is not whole, or what may be the
+    /// end.
     held: String,
 }
 
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, PartialEq)]
 enum State {
-    /// Nothing but a part of [`KEY`] so far.
-    #[default]
-    Start,
+    /// So many bytes of [`KEY`], and nothing else but blanks.
+    Key(usize),
     /// In the string.
     Text,
-    /// After it.
-    After,
+    /// In an escape.
+    Escape,
+    /// At a quote; it ends the string if nothing but the object's end (`closed`) and blanks follow.
+    Quote { closed: bool },
     /// It is no such JSON: the text is the input.
     Raw,
+}
+
+impl Default for State {
+    fn default() -> State {
+        State::Key(0)
+    }
 }
 
 impl Input {
     /// More of the arguments; gives what that adds to the input.
     pub fn push(&mut self, text: &str) -> String {
-        match self.state {
-            State::Raw => return text.to_owned(),
-            State::After => return String::new(),
-            State::Start | State::Text => self.held.push_str(text),
+        let mut out = String::with_capacity(text.len());
+        for c in text.chars() {
+            self.read(c, &mut out);
         }
-        if self.state == State::Start {
-            match begins(&self.held) {
-                Begin::Open => return String::new(),
-                Begin::Other => {
-                    self.state = State::Raw;
-                    return std::mem::take(&mut self.held);
-                }
-                Begin::Text(at) => {
-                    self.state = State::Text;
-                    self.held.drain(..at);
-                }
-            }
-        }
-        self.unescape()
+        out
     }
 
     /// The end of the arguments; gives what was held back.
     pub fn finish(&mut self) -> String {
         match self.state {
             // The call was cut, or is `{}`.
-            State::Start | State::Text => std::mem::take(&mut self.held),
-            State::After | State::Raw => String::new(),
+            State::Key(_) | State::Escape => take(&mut self.held),
+            _ => String::new(),
         }
     }
 
-    /// Decodes what is held, up to the string's end or an escape that is not whole.
-    fn unescape(&mut self) -> String {
-        let held = std::mem::take(&mut self.held);
-        let mut out = String::with_capacity(held.len());
-        let mut rest = held.as_str();
-        while let Some(at) = rest.find(['"', '\\']) {
-            out.push_str(&rest[..at]);
-            rest = &rest[at..];
-            if rest.starts_with('"') {
-                self.state = State::After;
-                return out;
+    fn read(&mut self, c: char, out: &mut String) {
+        match self.state {
+            State::Raw => out.push(c),
+            State::Key(at) => {
+                self.held.push(c);
+                if c.is_ascii_whitespace() && !NAME.contains(&at) {
+                    return;
+                }
+                if !KEY.get(at..).is_some_and(|rest| rest.starts_with(c)) {
+                    self.state = State::Raw;
+                    out.push_str(&take(&mut self.held));
+                } else if at + 1 < KEY.len() {
+                    self.state = State::Key(at + 1);
+                } else {
+                    self.state = State::Text;
+                    self.held.clear();
+                }
             }
-            match escape(rest) {
-                Some((character, bytes)) => {
+            State::Text => {
+                self.state = match c {
+                    '"' => State::Quote { closed: false },
+                    '\\' => State::Escape,
+                    c => return out.push(c),
+                };
+                self.held.push(c);
+            }
+            State::Escape => {
+                self.held.push(c);
+                if let Some((character, bytes)) = escape(&self.held) {
                     out.push(character);
-                    rest = &rest[bytes..];
+                    self.resume(bytes, out);
                 }
-                None => {
-                    self.held = rest.to_owned();
-                    return out;
+            }
+            State::Quote { closed } => {
+                self.held.push(c);
+                match c {
+                    '}' if !closed => self.state = State::Quote { closed: true },
+                    c if c.is_ascii_whitespace() => {}
+                    _ => {
+                        out.push('"');
+                        self.resume(1, out);
+                    }
                 }
             }
         }
-        out.push_str(rest);
-        out
     }
-}
 
-enum Begin {
-    /// It may still become the key.
-    Open,
-    /// The string begins at this byte.
-    Text(usize),
-    Other,
-}
-
-fn begins(text: &str) -> Begin {
-    let mut key = KEY.chars();
-    let mut within = false;
-    for (at, c) in text.char_indices() {
-        if !within && c.is_ascii_whitespace() {
-            continue;
-        }
-        if key.next() != Some(c) {
-            return Begin::Other;
-        }
-        within ^= c == '"';
-        if key.as_str().is_empty() {
-            return Begin::Text(at + 1);
+    /// Goes on in the string with what is held, but for its first `bytes`.
+    fn resume(&mut self, bytes: usize, out: &mut String) {
+        self.state = State::Text;
+        let rest = self.held.split_off(bytes);
+        self.held.clear();
+        for c in rest.chars() {
+            self.read(c, out);
         }
     }
-    Begin::Open
 }
 
 /// The character of the escape that `text` begins with, and its bytes. None: it is not whole. What is
@@ -238,11 +238,54 @@ mod tests {
     #[test]
     fn broken_strings_lose_nothing() {
         assert_eq!(read(r#"{"input":"cut"#), "cut");
+        assert_eq!(read(r#"{"input":"cut" "#), "cut");
         assert_eq!(read(r#"{"input":"cut\"#), "cut\\");
         assert_eq!(read(r#"{"input":"cut\u00"#), "cut\\u00");
         assert_eq!(
             read(r#"{"input":"\q \ud800x \ud800\n"}"#),
             "\\q \u{fffd}x \u{fffd}\n"
         );
+    }
+
+    #[test]
+    fn quotes_that_end_nothing_belong_to_the_text() {
+        for (text, input) in [
+            (
+                r#"{"input":"grep "foo bar" /etc/x"}"#,
+                r#"grep "foo bar" /etc/x"#,
+            ),
+            (r#"{"input":"echo "{}""}"#, r#"echo "{}""#),
+            (
+                r#"{"input":"say "a"} and \"b\"\n"}"#,
+                "say \"a\"} and \"b\"\n",
+            ),
+            (
+                r#"{"input":"ls","workdir":"/tmp"}"#,
+                r#"ls","workdir":"/tmp"#,
+            ),
+            (r#"{"input":"x"}]"#, r#"x"}]"#),
+            ("{\"input\":\"x\" \n } ", "x"),
+            (r#"{"input":"""}"#, "\""),
+            (r#"{"input":""}}"#, "\"}}"),
+        ] {
+            assert_eq!(read(text), input, "{text}");
+        }
+    }
+
+    #[test]
+    fn blanks_without_end_are_read_once() {
+        let mut input = Input::default();
+        let begun = std::time::Instant::now();
+        let mut out = input.push("{");
+        for _ in 0..1_000_000 {
+            out += &input.push(" ");
+        }
+        out += &input.push("\"input\":\"x\"");
+        for _ in 0..1_000_000 {
+            out += &input.push("\n");
+        }
+        assert_eq!(out + &input.finish(), "x");
+        // Read again from its start with every token it would take hours.
+        assert!(begun.elapsed() < std::time::Duration::from_secs(60));
     }
 }
