@@ -96,7 +96,11 @@ impl Rules {
             || self.reasoning_budget.is_some()
             || match self.choice {
                 ToolChoice::None => declared,
-                ToolChoice::Auto => strict || (tools && !self.parallel),
+                // Not all that the model is told of need be allowed.
+                ToolChoice::Auto => {
+                    let fewer = self.tools.len() < conversation.tools.len();
+                    strict || (tools && (fewer || !self.parallel))
+                }
                 ToolChoice::Required | ToolChoice::Named(_) => true,
             }
     }

@@ -335,7 +335,7 @@ fn the_limits_are_those_of_the_program() {
         format!("stop strings | {}, of 1024 bytes each", limits.max_stop),
         format!("`top_logprobs` | {}", limits.max_logprobs),
         format!(
-            "stored responses | {}, of {} MiB together, for {hours} hours; the oldest go first",
+            "stored responses | {}, of {} MiB together, for {hours} hours; the least recently used go first",
             limits.max_stored_responses,
             mib(stored)
         ),

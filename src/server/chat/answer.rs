@@ -213,11 +213,5 @@ pub fn finish_reason(finish: Finish, style: Style) -> &'static str {
 
 /// A choice's `logprobs`.
 pub fn logprobs(tokens: &[TokenLogprob]) -> Value {
-    let plain = |token: &TokenLogprob| json!({"token": token.token, "logprob": token.logprob, "bytes": token.bytes});
-    let content = tokens.iter().map(|token| {
-        let mut value = plain(token);
-        value["top_logprobs"] = token.top.iter().map(plain).collect();
-        value
-    });
-    json!({"content": content.collect::<Value>(), "refusal": null})
+    json!({"content": tokens, "refusal": null})
 }

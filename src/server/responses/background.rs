@@ -1,63 +1,82 @@
 //! Responses that run on without anybody waiting for them.
 //!
 //! A task of its own drives the turn; its events are kept, so that a client can read them from any
-//! point on, while the response runs and afterwards. How many run at once is bounded; when the server
-//! stops they fail like every other request, with that as their last event.
+//! point on, while the response runs and afterwards. How many run at once is bounded, and so is their
+//! memory, with that of all stored responses: where nothing else can make room, a response fails and
+//! what it has said is forgotten. When the server stops they fail like every other request.
 
 use super::{
+    event::{Data, Event},
     item::Item,
+    run::Run,
     store::{Store, Stored},
-    stream::{Event, ITEM_DONE, Writer},
+    stream::{ITEM_DONE, Writer},
 };
-use crate::server::{auth::Caller, sse::SseEvent, turn::TurnStream};
+use crate::server::{auth::Caller, error::ApiError};
+use axum::http::StatusCode;
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
     atomic::{AtomicUsize, Ordering},
 };
 use tokio::sync::watch;
+use tracing::Instrument;
+
+/// Bytes of new events after which the store is told of them.
+const GROWTH: usize = 64 << 10;
 
 /// A background response's events, and the way to cancel it.
 pub(super) struct Live {
-    /// Event `sequence_number` stands at that index.
-    events: Mutex<Vec<Arc<SseEvent>>>,
-    bytes: AtomicUsize,
+    events: Mutex<Kept>,
     /// How many events there are, and whether there will be more.
     told: watch::Sender<(usize, bool)>,
     cancel: watch::Sender<bool>,
+}
+
+/// The events from `sequence_number` `first` on; those before were forgotten.
+#[derive(Default)]
+struct Kept {
+    first: usize,
+    events: Vec<Event>,
+    /// Roughly how much memory they take.
+    bytes: usize,
 }
 
 impl Live {
     fn new() -> Live {
         Live {
             events: Mutex::default(),
-            bytes: AtomicUsize::new(0),
             told: watch::Sender::new((0, true)),
             cancel: watch::Sender::new(false),
         }
     }
 
-    fn events(&self) -> MutexGuard<'_, Vec<Arc<SseEvent>>> {
+    fn kept(&self) -> MutexGuard<'_, Kept> {
         self.events.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn push(&self, new: Vec<Event>) {
         let count = {
-            let mut events = self.events();
-            for event in new {
-                let event = event.sse();
-                if let SseEvent::Named { data, .. } = &event {
-                    self.bytes.fetch_add(data.len() + 128, Ordering::Relaxed);
-                }
-                events.push(Arc::new(event));
-            }
-            events.len()
+            let mut kept = self.kept();
+            kept.bytes += new.iter().map(Event::bytes).sum::<usize>();
+            kept.events.extend(new);
+            kept.first + kept.events.len()
         };
         self.told.send_modify(|told| told.0 = count);
     }
 
+    /// Forgets all events; those that follow are `new`.
+    fn replace(&self, new: Vec<Event>) {
+        let first = new.first().map_or(0, |event| event.sequence as usize);
+        *self.kept() = Kept {
+            first,
+            ..Kept::default()
+        };
+        self.push(new);
+    }
+
     /// Roughly how much memory the events take, in bytes.
     pub fn bytes(&self) -> usize {
-        self.bytes.load(Ordering::Relaxed)
+        self.kept().bytes
     }
 
     /// Whether more events will come.
@@ -82,11 +101,13 @@ impl Live {
         let _ = told.wait_for(|&(_, runs)| !runs).await;
     }
 
-    /// Event `index`, once it is there; none after the last.
-    pub async fn event(&self, index: usize) -> Option<SseEvent> {
+    /// Event `index`, or the first after it that was not forgotten, once it is there; none after the
+    /// last.
+    pub async fn event(&self, index: usize) -> Option<Event> {
         let mut told = self.told.subscribe();
         let _ = told.wait_for(|&(count, runs)| count > index || !runs).await;
-        self.events().get(index).map(|event| SseEvent::clone(event))
+        let kept = self.kept();
+        kept.events.get(index.saturating_sub(kept.first)).cloned()
     }
 }
 
@@ -129,8 +150,7 @@ pub(super) fn start(
     owner: Caller,
     place: Place,
     context: Arc<[Arc<Item>]>,
-    mut writer: Writer,
-    mut turn: TurnStream,
+    mut run: Run,
 ) -> Arc<Live> {
     let live = Arc::new(Live::new());
     let end = End(live.clone());
@@ -139,33 +159,45 @@ pub(super) fn start(
         response: writer.response().clone(),
         live: Some(live.clone()),
     };
-    live.push(writer.start());
-    store.put(owner, stored(&writer, &live));
+    live.push(run.writer.start());
+    store.put(owner, stored(&run.writer, &live));
     let (store, told) = (store.clone(), live.clone());
-    tokio::spawn(async move {
+    let task = async move {
         let mut cancelled = false;
+        let mut counted = 0;
         loop {
-            let event = tokio::select! {
-                event = turn.next() => event,
+            let events = tokio::select! {
+                events = run.next() => events,
                 () = told.cancelled(), if !cancelled => {
                     cancelled = true;
-                    turn.cancel();
+                    run.cancel();
                     continue;
                 }
             };
-            let Some(event) = event else { break };
-            let before = writer.response().state;
-            let events = writer.push(event);
-            let item = events.iter().any(|event| event.name == ITEM_DONE);
-            if item || writer.response().state != before {
+            let Some(events) = events else { break };
+            let newer =
+                |event: &Event| event.name == ITEM_DONE || matches!(event.data, Data::Response(_));
+            if events.iter().any(newer) || told.bytes() >= counted + GROWTH {
+                counted = told.bytes();
                 // Before the events say so: who reads them may ask at once.
-                store.update(owner, stored(&writer, &told));
+                if !store.update(owner, stored(&run.writer, &told)) {
+                    told.replace(run.writer.forget(&no_room()));
+                    store.update(owner, stored(&run.writer, &told));
+                    break;
+                }
             }
             told.push(events);
         }
-        drop((end, place));
-        // The events are part of what the store counts.
-        store.update(owner, stored(&writer, &told));
-    });
+        drop((run, end, place));
+        store.trim();
+    };
+    // The log knows it by the request that began it.
+    tokio::spawn(task.in_current_span());
     live
+}
+
+fn no_room() -> ApiError {
+    let message = "The responses that run in the background are larger together than what the server \
+                   keeps of responses. Ask for this one with 'stream' and without 'background'.";
+    ApiError::new(StatusCode::INSUFFICIENT_STORAGE, message).code("storage_full")
 }

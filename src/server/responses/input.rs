@@ -16,16 +16,31 @@ use crate::{
     },
 };
 use axum::http::StatusCode;
-use rustc_hash::FxHashMap;
 use serde_json::{Map, Value, json};
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
-/// An item of the input.
-pub(super) enum Entry {
-    /// Sent whole.
+/// An element of the input that says something to the model.
+pub(super) struct Entry {
+    /// Where in the input.
+    pub index: usize,
+    pub what: What,
+}
+
+/// What it is.
+pub(super) enum What {
+    /// An item, sent whole.
     Item(Arc<Item>),
     /// A stored one, by its id.
-    Reference { id: String, path: String },
+    Reference(String),
+}
+
+/// All items that a response is made from.
+#[derive(Default)]
+pub(super) struct Context {
+    /// Those of earlier responses, then those that came with the request.
+    pub items: Vec<Arc<Item>>,
+    /// Where in the input each of the latter stands.
+    pub places: Vec<usize>,
 }
 
 /// Reads `input`.
@@ -40,20 +55,22 @@ pub(super) fn read(input: &Value) -> Result<Vec<Entry>, ApiError> {
                 phase: None,
                 content: vec![Content::Input(text.clone())],
             };
-            Ok(vec![Entry::Item(Arc::new(Item::new(body)))])
+            let what = What::Item(Arc::new(Item::new(body)));
+            Ok(vec![Entry { index: 0, what }])
         }
         Value::Array(items) => {
-            let items = items.iter().enumerate();
-            items
-                .filter_map(|(i, value)| entry(value, &format!("input[{i}]")).transpose())
-                .collect()
+            let entry = |(index, value)| {
+                let what = entry(value, &format!("input[{index}]")).transpose()?;
+                Some(what.map(|what| Entry { index, what }))
+            };
+            items.iter().enumerate().filter_map(entry).collect()
         }
         other => Err(wrong_type("input", "a string or an array", other)),
     }
 }
 
 /// None for an item that says nothing to the model.
-fn entry(value: &Value, path: &str) -> Result<Option<Entry>, ApiError> {
+fn entry(value: &Value, path: &str) -> Result<Option<What>, ApiError> {
     let map = as_object(value, path)?;
     // Ids and states of items are ours to give: a client's own are kept where they can be.
     let word = |name| map.get(name).and_then(Value::as_str);
@@ -66,9 +83,8 @@ fn entry(value: &Value, path: &str) -> Result<Option<Entry>, ApiError> {
     };
     let body = match kind {
         "item_reference" => {
-            let id = required_text(map, path, "id")?.to_owned();
-            let path = path.to_owned();
-            return Ok(Some(Entry::Reference { id, path }));
+            let id = required_text(map, path, "id")?;
+            return Ok(Some(What::Reference(id.to_owned())));
         }
         "message" => message(map, path)?,
         "reasoning" => Body::Reasoning {
@@ -108,7 +124,7 @@ fn entry(value: &Value, path: &str) -> Result<Option<Entry>, ApiError> {
     if let Some(id) = id {
         item.id = id.to_owned();
     }
-    Ok(Some(Entry::Item(Arc::new(item))))
+    Ok(Some(What::Item(Arc::new(item))))
 }
 
 fn message(map: &Map<String, Value>, path: &str) -> Result<Body, ApiError> {
@@ -123,10 +139,10 @@ fn message(map: &Map<String, Value>, path: &str) -> Result<Body, ApiError> {
             return Err(invalid(&format!("{path}.role"), &message));
         }
     };
-    let own = role == Role::Assistant;
+    let by_assistant = role == Role::Assistant;
     let phase = match optional_text(map, path, "phase")? {
         None => None,
-        Some(_) if !own => None,
+        Some(_) if !by_assistant => None,
         Some("commentary") => Some(Phase::Commentary),
         Some("final_answer") => Some(Phase::FinalAnswer),
         Some(other) => {
@@ -136,14 +152,14 @@ fn message(map: &Map<String, Value>, path: &str) -> Result<Body, ApiError> {
     };
     let path = format!("{path}.content");
     let content = match map.get("content") {
-        None | Some(Value::Null) if own => Vec::new(),
+        None | Some(Value::Null) if by_assistant => Vec::new(),
         None | Some(Value::Null) => return Err(ApiError::missing(path)),
-        Some(Value::String(text)) if own => vec![said(text)],
+        Some(Value::String(text)) if by_assistant => vec![said(text)],
         Some(Value::String(text)) => vec![Content::Input(text.clone())],
         Some(Value::Array(parts)) => {
             let parts = parts.iter().enumerate();
             parts
-                .map(|(i, value)| part(value, own, &format!("{path}[{i}]")))
+                .map(|(i, value)| part(value, by_assistant, &format!("{path}[{i}]")))
                 .collect::<Result<_, _>>()?
         }
         Some(other) => return Err(wrong_type(&path, "a string or an array", other)),
@@ -162,17 +178,17 @@ fn said(text: &str) -> Content {
     }
 }
 
-fn part(value: &Value, own: bool, path: &str) -> Result<Content, ApiError> {
+fn part(value: &Value, by_assistant: bool, path: &str) -> Result<Content, ApiError> {
     let map = as_object(value, path)?;
     match required_text(map, path, "type")? {
         "input_text" | "output_text" | "text" => {
             let text = required_text(map, path, "text")?;
-            Ok(match own {
+            Ok(match by_assistant {
                 true => said(text),
                 false => Content::Input(text.to_owned()),
             })
         }
-        "refusal" if own => Ok(Content::Refusal(
+        "refusal" if by_assistant => Ok(Content::Refusal(
             required_text(map, path, "refusal")?.to_owned(),
         )),
         kind => Err(no_such_part(kind, path)),
@@ -271,16 +287,14 @@ pub(super) struct Prompt {
     pub messages: Vec<Message>,
 }
 
-/// Makes messages of `items`, of which those from index `own` on came with the request.
+/// Makes messages of a context.
 ///
 /// # Errors
 /// 400 if a tool's output belongs to no call before it.
-pub(super) fn prompt(
-    instructions: Option<&str>,
-    items: &[Arc<Item>],
-    own: usize,
-) -> Result<Prompt, ApiError> {
-    let mut calls: FxHashMap<&str, String> = FxHashMap::default();
+pub(super) fn prompt(instructions: Option<&str>, context: &Context) -> Result<Prompt, ApiError> {
+    let items = &context.items;
+    let first_new = items.len() - context.places.len();
+    let mut calls: HashMap<&str, String> = HashMap::new();
     let mut leading: Vec<String> = Vec::new();
     leading.extend(
         instructions
@@ -289,8 +303,9 @@ pub(super) fn prompt(
     );
     let mut messages = Vec::new();
     let unmatched = |i: usize, call_id: &str| {
-        let path = match i.checked_sub(own) {
-            Some(i) => format!("input[{i}].call_id"),
+        let place = i.checked_sub(first_new).and_then(|i| context.places.get(i));
+        let path = match place {
+            Some(index) => format!("input[{index}].call_id"),
             None => "previous_response_id".to_owned(),
         };
         ApiError::invalid(
@@ -368,20 +383,25 @@ pub(super) fn prompt(
     })
 }
 
-/// Whether a call follows item `i` within the assistant's turn: then `i` is what was said before it.
+/// Whether a call follows item `i` within the assistant's turn, other than after its answer: then `i` is
+/// what was said before it.
 fn before_call(items: &[Arc<Item>], i: usize) -> bool {
     let mut rest = items[i..].iter().skip(1).map(|item| &item.body);
-    let next = rest.find(|body| !matches!(body, Body::Reasoning { .. }));
+    let next = rest.find(|body| {
+        let more = matches!(body, Body::Message { role: Role::Assistant, phase, .. }
+            if *phase != Some(Phase::FinalAnswer));
+        !more && !matches!(body, Body::Reasoning { .. })
+    });
     matches!(next, Some(Body::Call { .. } | Body::Custom { .. }))
 }
 
 /// 404: no stored item has this id.
-pub(super) fn item_not_found(id: &str, path: &str) -> ApiError {
+pub(super) fn item_not_found(id: &str, index: usize) -> ApiError {
     let message = format!(
         "Item with id '{id:.100}' not found. Items are kept only with the responses that hold them \
          ('store': true), until these are deleted or make room for others."
     );
     ApiError::new(StatusCode::NOT_FOUND, message)
         .code("item_not_found")
-        .param(path)
+        .param(format!("input[{index}]"))
 }

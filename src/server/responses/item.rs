@@ -1,10 +1,15 @@
 //! Items: what a response's input and output are made of, in one type for both.
 //!
-//! Output of one response is input of the next, so what [`Item::value`] writes [`super::input`] reads.
+//! Output of one response is input of the next, so what an [`Item`] is written as [`super::input`] reads.
 //! A stored item keeps the id under which the client has seen it.
 
-use crate::{harmony::Role, server::id::fresh};
-use serde_json::{Value, json};
+use crate::{
+    harmony::Role,
+    server::{id::fresh, turn::TokenLogprob},
+};
+use serde::{Serialize, Serializer, ser::SerializeMap};
+use serde_json::Value;
+use std::sync::Arc;
 
 /// Where an item stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +56,10 @@ pub(super) enum Content {
     /// What was said to the model.
     Input(String),
     /// What the model said, and its tokens' log-probabilities where asked for.
-    Output { text: String, logprobs: Vec<Value> },
+    Output {
+        text: String,
+        logprobs: Vec<Arc<TokenLogprob>>,
+    },
     /// What it would not say; only other servers write these.
     Refusal(String),
 }
@@ -63,17 +71,50 @@ impl Content {
             Content::Input(text) | Content::Output { text, .. } | Content::Refusal(text) => text,
         }
     }
+}
 
-    /// As it goes over the wire.
-    pub fn value(&self) -> Value {
+/// As it goes over the wire.
+impl Serialize for Content {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
         match self {
-            Content::Input(text) => json!({"type": "input_text", "text": text}),
-            Content::Output { text, logprobs } => json!({
-                "type": "output_text", "text": text, "annotations": [], "logprobs": logprobs,
-            }),
-            Content::Refusal(text) => json!({"type": "refusal", "refusal": text}),
+            Content::Input(text) => {
+                map.serialize_entry("type", "input_text")?;
+                map.serialize_entry("text", text)?;
+            }
+            Content::Output { text, logprobs } => {
+                map.serialize_entry("type", "output_text")?;
+                map.serialize_entry("text", text)?;
+                map.serialize_entry("annotations", &[(); 0])?;
+                map.serialize_entry("logprobs", logprobs)?;
+            }
+            Content::Refusal(text) => {
+                map.serialize_entry("type", "refusal")?;
+                map.serialize_entry("refusal", text)?;
+            }
         }
+        map.end()
     }
+}
+
+/// A part of a reasoning item.
+#[derive(Debug, Serialize)]
+pub(super) struct TextPart<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    text: &'a str,
+}
+
+/// A part of a summary.
+pub(super) fn summary_part(text: &String) -> TextPart<'_> {
+    let kind = "summary_text";
+    TextPart { kind, text }
+}
+
+/// A part of the reasoning itself.
+pub(super) fn reasoning_part(text: &String) -> TextPart<'_> {
+    let kind = "reasoning_text";
+    TextPart { kind, text }
 }
 
 /// Which tool a call means, in the client's words.
@@ -144,91 +185,142 @@ impl Item {
         }
     }
 
-    /// As it goes over the wire.
-    pub fn value(&self) -> Value {
-        let (id, status) = (&self.id, self.status.as_str());
+    /// The same item under a new id.
+    pub fn renewed(&self) -> Item {
+        Item {
+            id: fresh(self.body.prefix()),
+            ..self.clone()
+        }
+    }
+
+    /// Roughly how much memory it takes, in bytes.
+    pub fn bytes(&self) -> usize {
+        let tool =
+            |tool: &ToolName| tool.name.len() + tool.namespace.as_ref().map_or(0, String::len);
+        let body = match &self.body {
+            Body::Message { content, .. } => content
+                .iter()
+                .map(|content| {
+                    let tokens = match content {
+                        Content::Output { logprobs, .. } => logprobs.as_slice(),
+                        _ => &[],
+                    };
+                    let tokens: usize = tokens.iter().map(|token| token.memory()).sum();
+                    size_of::<Content>() + content.text().len() + tokens
+                })
+                .sum(),
+            Body::Reasoning { summary, content } => {
+                let texts = summary.iter().chain(content);
+                texts.map(|text| size_of::<String>() + text.len()).sum()
+            }
+            Body::Call {
+                call_id,
+                tool: name,
+                arguments,
+            } => call_id.len() + tool(name) + arguments.len(),
+            Body::Custom {
+                call_id,
+                tool: name,
+                input,
+            } => call_id.len() + tool(name) + input.len(),
+            Body::Result {
+                call_id,
+                output,
+                text,
+                ..
+            } => call_id.len() + value_bytes(output) + text.len(),
+        };
+        size_of::<Item>() + self.id.len() + body
+    }
+}
+
+/// As it goes over the wire.
+impl Serialize for Item {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("id", &self.id)?;
+        map.serialize_entry("type", self.body.kind())?;
+        map.serialize_entry("status", self.status.as_str())?;
         match &self.body {
             Body::Message {
                 role,
                 phase,
                 content,
             } => {
-                let content: Vec<Value> = content.iter().map(Content::value).collect();
-                let mut value = json!({
-                    "id": id, "type": "message", "status": status, "role": role.as_str(), "content": content,
-                });
+                map.serialize_entry("role", role.as_str())?;
+                map.serialize_entry("content", content)?;
                 if let Some(phase) = phase {
-                    value["phase"] = phase.as_str().into();
+                    map.serialize_entry("phase", phase.as_str())?;
                 }
-                value
             }
             // `encrypted_content` is left out: null is invalid in Open Responses.
-            Body::Reasoning { summary, content } => json!({
-                "id": id,
-                "type": "reasoning",
-                "status": status,
-                "summary": texts("summary_text", summary),
-                "content": texts("reasoning_text", content),
-            }),
+            Body::Reasoning { summary, content } => {
+                let summary: Vec<_> = summary.iter().map(summary_part).collect();
+                let content: Vec<_> = content.iter().map(reasoning_part).collect();
+                map.serialize_entry("summary", &summary)?;
+                map.serialize_entry("content", &content)?;
+            }
             Body::Call {
                 call_id,
                 tool,
                 arguments,
-            } => with_namespace(
-                tool,
-                json!({
-                    "id": id, "type": "function_call", "status": status,
-                    "call_id": call_id, "name": tool.name, "arguments": arguments,
-                }),
-            ),
+            } => {
+                call(&mut map, call_id, tool)?;
+                map.serialize_entry("arguments", arguments)?;
+            }
             Body::Custom {
                 call_id,
                 tool,
                 input,
-            } => with_namespace(
-                tool,
-                json!({
-                    "id": id, "type": "custom_tool_call", "status": status,
-                    "call_id": call_id, "name": tool.name, "input": input,
-                }),
-            ),
-            Body::Result {
-                call_id,
-                kind,
-                output,
-                ..
-            } => json!({
-                "id": id, "type": kind, "status": status, "call_id": call_id, "output": output,
-            }),
-        }
-    }
-
-    /// Roughly how much memory it takes, in bytes.
-    pub fn bytes(&self) -> usize {
-        let body = match &self.body {
-            Body::Message { content, .. } => content
-                .iter()
-                .map(|content| match content {
-                    Content::Output { text, logprobs } => {
-                        text.len() + logprobs.iter().map(value_bytes).sum::<usize>()
-                    }
-                    other => other.text().len(),
-                })
-                .sum(),
-            Body::Reasoning { summary, content } => {
-                summary.iter().chain(content).map(|text| text.len()).sum()
+            } => {
+                call(&mut map, call_id, tool)?;
+                map.serialize_entry("input", input)?;
             }
-            Body::Call {
-                call_id, arguments, ..
-            } => call_id.len() + arguments.len(),
-            Body::Custom { call_id, input, .. } => call_id.len() + input.len(),
-            Body::Result { output, text, .. } => value_bytes(output) + text.len(),
-        };
-        body + 256
+            Body::Result {
+                call_id, output, ..
+            } => {
+                map.serialize_entry("call_id", call_id)?;
+                map.serialize_entry("output", output)?;
+            }
+        }
+        map.end()
+    }
+}
+
+fn call<M: SerializeMap>(map: &mut M, call_id: &str, tool: &ToolName) -> Result<(), M::Error> {
+    map.serialize_entry("call_id", call_id)?;
+    map.serialize_entry("name", &tool.name)?;
+    match &tool.namespace {
+        Some(namespace) => map.serialize_entry("namespace", namespace),
+        None => Ok(()),
     }
 }
 
 impl Body {
+    /// The item's type.
+    fn kind(&self) -> &'static str {
+        match self {
+            Body::Message { .. } => "message",
+            Body::Reasoning { .. } => "reasoning",
+            Body::Call { .. } => "function_call",
+            Body::Custom { .. } => "custom_tool_call",
+            Body::Result { kind, .. } => kind,
+        }
+    }
+
+    /// Without the parts of its text, which are added with events of their own.
+    pub fn without_parts(mut self) -> Body {
+        match &mut self {
+            Body::Message { content, .. } => content.clear(),
+            Body::Reasoning { summary, content } => {
+                summary.clear();
+                content.clear();
+            }
+            _ => {}
+        }
+        self
+    }
+
     fn prefix(&self) -> &'static str {
         match self {
             Body::Message { .. } => "msg_",
@@ -240,17 +332,9 @@ impl Body {
     }
 }
 
-fn texts(kind: &str, texts: &[String]) -> Vec<Value> {
-    let value = |text: &String| json!({"type": kind, "text": text});
-    texts.iter().map(value).collect()
-}
-
-fn with_namespace(tool: &ToolName, mut value: Value) -> Value {
-    if let Some(namespace) = &tool.namespace {
-        value["namespace"] = json!(namespace);
-    }
-    value
-}
+/// What an object's field takes besides its value and the letters of its name: the name itself, its
+/// hash, and its place in the table.
+const ENTRY: usize = size_of::<String>() + 3 * size_of::<usize>();
 
 /// Roughly how much memory a JSON value takes, in bytes.
 pub(super) fn value_bytes(value: &Value) -> usize {
@@ -259,9 +343,62 @@ pub(super) fn value_bytes(value: &Value) -> usize {
         Value::Array(values) => values.iter().map(value_bytes).sum(),
         Value::Object(map) => map
             .iter()
-            .map(|(name, value)| name.len() + value_bytes(value))
+            .map(|(name, value)| ENTRY + name.len() + value_bytes(value))
             .sum(),
         _ => 0,
     };
-    size + std::mem::size_of::<Value>()
+    size + size_of::<Value>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn all_that_a_client_sends_is_counted() {
+        let long = || "x".repeat(10_000);
+        let tool = || ToolName {
+            namespace: Some(long()),
+            name: long(),
+        };
+        let bodies = [
+            Body::Call {
+                call_id: long(),
+                tool: tool(),
+                arguments: long(),
+            },
+            Body::Custom {
+                call_id: long(),
+                tool: tool(),
+                input: long(),
+            },
+            Body::Reasoning {
+                summary: vec![long(), long()],
+                content: vec![long(), long()],
+            },
+            Body::Result {
+                call_id: long(),
+                kind: "function_call_output",
+                output: json!([{"type": "input_text", "text": long(), long(): long()}]),
+                text: long(),
+            },
+            Body::Message {
+                role: Role::User,
+                phase: None,
+                content: vec![Content::Input(String::new()); 1000],
+            },
+        ];
+        for body in bodies {
+            let mut item = Item::new(body);
+            let bytes = item.bytes();
+            assert!(
+                (40_000..60_000).contains(&bytes),
+                "{bytes}: {:.100?}",
+                item.body
+            );
+            item.id = long();
+            assert!(item.bytes() > bytes + 9_000);
+        }
+    }
 }

@@ -8,6 +8,7 @@ use super::{
     tools::Tools,
 };
 use crate::server::{Served, error::ApiError, id::fresh, turn::Outcome, usage::explained};
+use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::{Map, Value, json};
 use std::{
     sync::Arc,
@@ -74,7 +75,7 @@ impl Response {
             "instructions": create.instructions,
             "tools": tools.echo,
             "tool_choice": choice,
-            "truncation": "disabled",
+            "truncation": create.truncation.as_deref().unwrap_or("disabled"),
             "parallel_tool_calls": create.parallel_tool_calls.unwrap_or(true),
             "text": create.text_echo(),
             "top_p": create.top_p.unwrap_or(1.0),
@@ -92,7 +93,7 @@ impl Response {
             "safety_identifier": create.safety_identifier,
             "prompt_cache_key": create.prompt_cache_key,
         });
-        let own = create.gossamer.as_ref();
+        let extension = create.gossamer.as_ref();
         Response {
             id: fresh("resp_"),
             state: match background {
@@ -105,7 +106,9 @@ impl Response {
             incomplete: None,
             error: None,
             usage: None,
-            explain_cache: own.and_then(|own| own.explain_cache).unwrap_or(false),
+            explain_cache: extension
+                .and_then(|extension| extension.explain_cache)
+                .unwrap_or(false),
             model: served.name.clone(),
             echo: Arc::new(match echo {
                 Value::Object(echo) => echo,
@@ -135,7 +138,7 @@ impl Response {
         let usage = &outcome.usage;
         let mut told = json!({
             "input_tokens": usage.prompt_tokens,
-            "input_tokens_details": {"cached_tokens": usage.cached_tokens},
+            "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
             "output_tokens": usage.generated_tokens,
             "output_tokens_details": {"reasoning_tokens": outcome.reasoning_tokens},
             "total_tokens": usage.prompt_tokens + usage.generated_tokens,
@@ -146,31 +149,31 @@ impl Response {
         self.usage = Some(told);
     }
 
-    /// As it goes over the wire.
-    pub fn value(&self) -> Value {
-        let output: Vec<Value> = self.output.iter().map(|item| item.value()).collect();
-        let mut value = json!({
-            "id": self.id,
-            "object": "response",
-            "created_at": self.created_at,
-            "completed_at": self.completed_at,
-            "status": self.state.as_str(),
-            "incomplete_details": self.incomplete.map(|reason| json!({"reason": reason})),
-            "error": self.error,
-            "model": self.model,
-            "output": output,
-            "usage": self.usage,
-        });
-        if let Value::Object(map) = &mut value {
-            let echo = self.echo.iter();
-            map.extend(echo.map(|(name, value)| (name.clone(), value.clone())));
-        }
-        value
-    }
-
     /// Roughly how much memory it takes without its items, in bytes.
     pub fn bytes(&self) -> usize {
         self.echo.values().map(value_bytes).sum::<usize>() + 1024
+    }
+}
+
+/// As it goes over the wire.
+impl Serialize for Response {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let incomplete = self.incomplete.map(|reason| json!({"reason": reason}));
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("id", &self.id)?;
+        map.serialize_entry("object", "response")?;
+        map.serialize_entry("created_at", &self.created_at)?;
+        map.serialize_entry("completed_at", &self.completed_at)?;
+        map.serialize_entry("status", self.state.as_str())?;
+        map.serialize_entry("incomplete_details", &incomplete)?;
+        map.serialize_entry("error", &self.error)?;
+        map.serialize_entry("model", &self.model)?;
+        map.serialize_entry("output", &self.output)?;
+        map.serialize_entry("usage", &self.usage)?;
+        for (name, value) in self.echo.iter() {
+            map.serialize_entry(name, value)?;
+        }
+        map.end()
     }
 }
 

@@ -1,6 +1,9 @@
 //! The body of `POST /v1/responses`, and what it asks for in our terms.
 
-use super::{input, item::Item, tools::Tools};
+use super::{
+    input::{self, Context},
+    tools::Tools,
+};
 use crate::{
     grammar::Rules,
     harmony::Conversation,
@@ -16,7 +19,6 @@ use crate::{
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use std::sync::Arc;
 use utoipa::ToSchema;
 
 /// Values of `include`; only the log-probabilities are something we have.
@@ -97,14 +99,14 @@ pub(super) struct Create {
     /// Rivals of each token to list, with their log-probabilities.
     #[schema(minimum = 0, maximum = 20)]
     pub top_logprobs: Option<u64>,
-    /// disabled or auto; either way nothing is dropped.
+    /// disabled (default), or auto: the oldest turns go where the prompt does not fit.
     pub truncation: Option<String>,
     /// Returned as it is.
     pub prompt_cache_key: Option<String>,
     /// Returned as it is.
     pub safety_identifier: Option<String>,
     /// Our own settings.
-    pub gossamer: Option<Own>,
+    pub gossamer: Option<Extension>,
     #[schema(ignore)]
     pub conversation: Option<Value>,
     #[schema(ignore)]
@@ -142,7 +144,7 @@ pub(super) struct Text {
 /// Our own settings.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 #[schema(as = ResponseExtension)]
-pub(super) struct Own {
+pub(super) struct Extension {
     /// Say in `usage` why the cache held no more of the prompt.
     pub explain_cache: Option<bool>,
 }
@@ -231,20 +233,19 @@ impl Create {
         Ok(())
     }
 
-    /// What to generate, for a context of `items` of which those from `own` on came with the request.
+    /// What to generate, going on from `context`.
     ///
     /// # Errors
     /// 400 that names the field.
     pub fn ask(
         &self,
         tools: &mut Tools,
-        items: &[Arc<Item>],
-        own: usize,
+        context: &Context,
         served: &Served,
     ) -> Result<Ask, ApiError> {
         let settings = &served.settings;
-        let choice = tools.choose(self.tool_choice.as_ref())?;
-        let prompt = input::prompt(self.instructions.as_deref(), items, own)?;
+        let choice = tools.choose(self.tool_choice.as_ref(), settings.max_tools)?;
+        let prompt = input::prompt(self.instructions.as_deref(), context)?;
         let format = self.text.as_ref().and_then(|text| text.format.as_ref());
         let shape = format::read(format, "text.format", false, settings)?;
         let (format, told) = shape.map_or((None, None), |(format, told)| (Some(format), told));
@@ -276,7 +277,7 @@ impl Create {
             },
             rules: Rules {
                 format,
-                tools: tools.ruled(),
+                tools: tools.ruled(&choice),
                 choice,
                 parallel: self.parallel_tool_calls.unwrap_or(true),
                 reasoning_budget,

@@ -1,12 +1,12 @@
 //! Stored responses, bounded by count, bytes and age.
 //!
 //! What is over the limits makes room: first what is too old, then what was used least recently. A
-//! response that still runs in the background stays. Each belongs to the API key that made it; to every
+//! response that still runs in the background stays, and counts; what alone is over the limit is not
+//! kept. Each belongs to the API key that made it; to every
 //! other key it does not exist. Nothing is written to disk: a restart forgets all of it.
 
 use super::{background::Live, item::Item, object::Response};
 use crate::server::{auth::Caller, settings::Settings};
-use rustc_hash::FxHashMap;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -32,6 +32,10 @@ impl Stored {
         let items: usize = items.map(|item| item.bytes()).sum();
         let events = self.live.as_ref().map_or(0, |live| live.bytes());
         items + events + self.response.bytes()
+    }
+
+    fn runs(&self) -> bool {
+        self.live.as_ref().is_some_and(|live| live.runs())
     }
 
     /// Everything a response that goes on from this one is made from.
@@ -86,20 +90,32 @@ impl Store {
         self.keep(&mut self.table(), owner, stored);
     }
 
-    /// Keeps the newer state of a response, unless it was deleted meanwhile.
-    pub(super) fn update(&self, owner: Caller, stored: Stored) {
+    /// Keeps the newer state of a response, unless it was deleted meanwhile. False: those that run are
+    /// too large together.
+    pub(super) fn update(&self, owner: Caller, stored: Stored) -> bool {
         let mut table = self.table();
-        if table.entries.contains_key(&stored.response.id) {
-            self.keep(&mut table, owner, stored);
+        match table.entries.contains_key(&stored.response.id) {
+            true => self.keep(&mut table, owner, stored),
+            false => true,
         }
     }
 
-    fn keep(&self, table: &mut Table, owner: Caller, stored: Stored) {
+    /// Makes room, after a response has ceased to run.
+    pub(super) fn trim(&self) {
+        self.make_room(&mut self.table());
+    }
+
+    fn keep(&self, table: &mut Table, owner: Caller, stored: Stored) -> bool {
         table.clock += 1;
         let used = table.clock;
         let id = stored.response.id.clone();
         let before = table.remove(&id);
         let bytes = stored.bytes();
+        if bytes > self.most_bytes && !stored.runs() {
+            // It would push all others out, and then itself.
+            tracing::warn!(id, bytes, "a response is too large to be kept");
+            return true;
+        }
         table.bytes += bytes;
         table.order.insert(used, id.clone());
         let made = before.map_or_else(Instant::now, |before| before.made);
@@ -111,15 +127,15 @@ impl Store {
             used,
         };
         table.entries.insert(id, entry);
-        self.trim(table);
+        self.make_room(table);
+        table.bytes <= self.most_bytes
     }
 
-    fn trim(&self, table: &mut Table) {
-        let runs = |entry: &Entry| entry.stored.live.as_ref().is_some_and(|live| live.runs());
+    fn make_room(&self, table: &mut Table) {
         let old: Vec<String> = table
             .entries
             .iter()
-            .filter(|(_, entry)| entry.made.elapsed() > self.age && !runs(entry))
+            .filter(|(_, entry)| entry.made.elapsed() > self.age && !entry.stored.runs())
             .map(|(id, _)| id.clone())
             .collect();
         for id in old {
@@ -127,7 +143,10 @@ impl Store {
         }
         while table.entries.len() > self.most || table.bytes > self.most_bytes {
             let mut ids = table.order.values();
-            let idle = ids.find(|id| table.entries.get(*id).is_some_and(|entry| !runs(entry)));
+            let idle = ids.find(|id| {
+                let entry = table.entries.get(*id);
+                entry.is_some_and(|entry| !entry.stored.runs())
+            });
             let Some(id) = idle.cloned() else { return };
             table.remove(&id);
         }
@@ -136,7 +155,7 @@ impl Store {
     /// A response of `owner`'s.
     pub(super) fn get(&self, owner: Caller, id: &str) -> Option<Stored> {
         let mut table = self.table();
-        self.trim(&mut table);
+        self.make_room(&mut table);
         table.clock += 1;
         let now = table.clock;
         let entry = table
@@ -158,9 +177,10 @@ impl Store {
     }
 
     /// The items of `owner`'s responses that have these ids.
-    pub(super) fn items(&self, owner: Caller, ids: &HashSet<&str>) -> FxHashMap<String, Arc<Item>> {
-        let mut found = FxHashMap::default();
-        let table = self.table();
+    pub(super) fn items(&self, owner: Caller, ids: &HashSet<&str>) -> HashMap<String, Arc<Item>> {
+        let mut found = HashMap::new();
+        let mut table = self.table();
+        self.make_room(&mut table);
         for id in table.order.values().rev() {
             let entry = table.entries.get(id).filter(|entry| entry.owner == owner);
             for item in entry.iter().flat_map(|entry| entry.stored.items()) {

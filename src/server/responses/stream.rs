@@ -7,6 +7,7 @@
 
 use super::{
     custom::Input,
+    event::{Data, Event, Place},
     item::{Body, Content, Item, Phase, Status},
     object::{Response, State},
     tools::{Kind, Tools},
@@ -16,31 +17,13 @@ use crate::{
     server::{
         error::ApiError,
         id::fresh,
-        sse::SseEvent,
         turn::{Finish, Outcome, TokenLogprob, TurnEvent},
     },
 };
-use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// An item is complete.
 pub(super) const ITEM_DONE: &str = "response.output_item.done";
-
-/// An event on its way to the client.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Event {
-    /// Its type.
-    pub name: &'static str,
-    /// All of it, type included.
-    pub data: Value,
-}
-
-impl Event {
-    /// As it goes over the wire.
-    pub fn sse(&self) -> SseEvent {
-        SseEvent::named(self.name, &self.data)
-    }
-}
 
 /// How the reasoning is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +39,8 @@ pub(super) enum ReasoningForm {
 /// The item that is being written.
 struct Writing {
     item: Item,
+    /// As it began: what its deltas belong to.
+    begun: Arc<Item>,
     /// Reads a custom tool's input out of the call.
     custom: Option<Input>,
     /// The turn has closed it. Whether it was cut by that is known with the next event only.
@@ -97,11 +82,7 @@ impl Writer {
     /// The first events.
     pub fn start(&mut self) -> Vec<Event> {
         self.whole("response.created");
-        match self.response.state {
-            State::Queued => self.whole("response.queued"),
-            _ => self.whole("response.in_progress"),
-        }
-        self.take()
+        self.keep_alive()
     }
 
     /// An event that says nothing new and keeps the stream alive.
@@ -125,7 +106,7 @@ impl Writer {
                 self.close(Status::Completed);
                 self.open(&part, &header);
             }
-            TurnEvent::Text { text, logprobs, .. } => self.text(&text, &logprobs),
+            TurnEvent::Text { text, logprobs, .. } => self.text(text, logprobs),
             TurnEvent::Close { .. } => {
                 if let Some(writing) = &mut self.writing {
                     writing.closed = true;
@@ -140,18 +121,18 @@ impl Writer {
     fn done(&mut self, outcome: &Outcome) {
         self.response.account(outcome);
         // The turn closes its last message, also if that was cut.
-        let whole = match outcome.turn.ending {
+        let last = match outcome.turn.ending {
             Ending::Open => Status::Incomplete,
             _ => Status::Completed,
         };
         if outcome.finish == Finish::Cancelled {
-            self.close(whole);
+            self.close(last);
             self.response.end(State::Cancelled, None);
             // There is no `response.cancelled`: this one's object says it.
             return self.whole("response.incomplete");
         }
         let cut = outcome.finish == Finish::Length;
-        self.close(whole);
+        self.close(last);
         let silent = |item: &Arc<Item>| matches!(item.body, Body::Reasoning { .. });
         if !cut && self.response.output.iter().all(silent) {
             // The model has ended its turn without an answer: the answer is the empty one.
@@ -169,6 +150,14 @@ impl Writer {
                 self.whole("response.completed");
             }
         }
+    }
+
+    /// Ends the response as failed and forgets what it has said: there is no room for it.
+    pub fn forget(&mut self, error: &ApiError) -> Vec<Event> {
+        self.writing = None;
+        self.response.output.clear();
+        self.failed(error);
+        self.take()
     }
 
     fn failed(&mut self, error: &ApiError) {
@@ -231,66 +220,65 @@ impl Writer {
         };
         let mut item = Item::new(body);
         item.status = Status::InProgress;
-        // Its parts are added with events of their own.
-        let mut added = item.value();
-        for list in ["content", "summary"] {
-            if let Some(Value::Array(parts)) = added.get_mut(list) {
-                parts.clear();
-            }
-        }
-        let output_index = self.response.output.len();
-        self.say(
-            "response.output_item.added",
-            json!({"output_index": output_index, "item": added}),
-        );
-        self.part("added", &item);
+        let bare = Item {
+            body: item.body.clone().without_parts(),
+            ..item.clone()
+        };
+        let begun = Arc::new(item.clone());
+        self.say("response.output_item.added", Data::Item(self.place(bare)));
+        self.part("added", &begun);
         self.writing = Some(Writing {
             item,
+            begun,
             custom,
             closed: false,
         });
     }
 
-    fn text(&mut self, text: &str, logprobs: &[TokenLogprob]) {
+    fn text(&mut self, text: String, logprobs: Vec<TokenLogprob>) {
         let Some(mut writing) = self.writing.take() else {
             return;
         };
         let piece = match &mut writing.custom {
-            Some(input) => input.push(text),
-            None => text.to_owned(),
+            Some(input) => input.push(&text),
+            None => text,
         };
-        self.delta(&mut writing.item, &piece, logprobs);
+        self.delta(&mut writing, piece, logprobs);
         self.writing = Some(writing);
     }
 
     /// More of the item's text.
-    fn delta(&mut self, item: &mut Item, piece: &str, tokens: &[TokenLogprob]) {
-        if piece.is_empty() && tokens.is_empty() {
+    fn delta(&mut self, writing: &mut Writing, text: String, tokens: Vec<TokenLogprob>) {
+        if text.is_empty() && tokens.is_empty() {
             return;
         }
-        let list: Vec<Value> = tokens.iter().map(logprob).collect();
-        let mut data = self.place(item);
-        data["delta"] = piece.into();
-        if let Body::Message { .. } = item.body {
-            data["logprobs"] = json!(list);
-        }
-        self.say(self.names(&item.body).delta, data);
-        match &mut item.body {
+        let tokens: Vec<Arc<TokenLogprob>> = tokens.into_iter().map(Arc::new).collect();
+        match &mut writing.item.body {
             Body::Message { content, .. } => {
-                if let Some(Content::Output { text, logprobs }) = content.last_mut() {
-                    text.push_str(piece);
-                    logprobs.extend(list);
+                if let Some(Content::Output {
+                    text: all,
+                    logprobs,
+                }) = content.last_mut()
+                {
+                    all.push_str(&text);
+                    logprobs.extend(tokens.iter().cloned());
                 }
             }
             Body::Reasoning { summary, content } => {
-                if let Some(text) = summary.last_mut().or(content.last_mut()) {
-                    text.push_str(piece);
+                if let Some(all) = summary.last_mut().or(content.last_mut()) {
+                    all.push_str(&text);
                 }
             }
-            Body::Call { arguments, .. } => arguments.push_str(piece),
-            Body::Custom { input, .. } => input.push_str(piece),
+            Body::Call { arguments, .. } => arguments.push_str(&text),
+            Body::Custom { input, .. } => input.push_str(&text),
             Body::Result { .. } => {}
         }
+        let data = Data::Delta {
+            place: self.place(writing.begun.clone()),
+            text,
+            logprobs: tokens,
+        };
+        self.say(self.names(&writing.begun.body).delta, data);
     }
 
     /// Closes the item that is being written, if there is one.
@@ -300,82 +288,42 @@ impl Writer {
         };
         if let Some(mut input) = writing.custom.take() {
             let rest = input.finish();
-            self.delta(&mut writing.item, &rest, &[]);
+            self.delta(&mut writing, rest, Vec::new());
         }
         let mut item = writing.item;
         item.status = status;
-        let mut data = self.place(&item);
-        match &item.body {
-            Body::Message { content, .. } => {
-                if let Some(Content::Output { text, logprobs }) = content.last() {
-                    data["text"] = text.as_str().into();
-                    data["logprobs"] = json!(logprobs);
-                }
-            }
-            Body::Reasoning { summary, content } => {
-                data["text"] = json!(summary.last().or(content.last()));
-            }
-            Body::Call {
-                tool, arguments, ..
-            } => {
-                data["name"] = tool.name.as_str().into();
-                data["arguments"] = arguments.as_str().into();
-            }
-            Body::Custom { input, .. } => data["input"] = input.as_str().into(),
-            Body::Result { .. } => {}
-        }
-        self.say(self.names(&item.body).done, data);
+        let item = Arc::new(item);
+        let names = self.names(&item.body);
+        self.say(names.done, Data::Text(self.place(item.clone())));
         self.part("done", &item);
-        let output_index = self.response.output.len();
-        self.say(
-            ITEM_DONE,
-            json!({"output_index": output_index, "item": item.value()}),
-        );
-        self.response.output.push(Arc::new(item));
+        self.say(ITEM_DONE, Data::Item(self.place(item.clone())));
+        self.response.output.push(item);
     }
 
     /// The events that begin and end a part, for items that have parts.
-    fn part(&mut self, what: &'static str, item: &Item) {
-        let (name, part) = match (&item.body, what) {
-            (Body::Message { content, .. }, what) => {
-                let part = content.last().map(Content::value);
-                (content_part(what), part)
+    fn part(&mut self, what: &str, item: &Arc<Item>) {
+        let name = match (&item.body, what) {
+            (Body::Reasoning { summary, .. }, "added") if !summary.is_empty() => {
+                "response.reasoning_summary_part.added"
             }
-            (Body::Reasoning { summary, content }, what) => {
-                let of = |kind: &str, text: &String| json!({"type": kind, "text": text});
-                match (summary.last(), what) {
-                    (None, what) => {
-                        let part = content.last().map(|text| of("reasoning_text", text));
-                        (content_part(what), part)
-                    }
-                    (Some(text), "added") => (
-                        "response.reasoning_summary_part.added",
-                        Some(of("summary_text", text)),
-                    ),
-                    (Some(text), _) => (
-                        "response.reasoning_summary_part.done",
-                        Some(of("summary_text", text)),
-                    ),
-                }
+            (Body::Reasoning { summary, .. }, _) if !summary.is_empty() => {
+                "response.reasoning_summary_part.done"
             }
+            (Body::Message { .. } | Body::Reasoning { .. }, "added") => {
+                "response.content_part.added"
+            }
+            (Body::Message { .. } | Body::Reasoning { .. }, _) => "response.content_part.done",
             _ => return,
         };
-        let mut data = self.place(item);
-        data["part"] = json!(part);
-        self.say(name, data);
+        self.say(name, Data::Part(self.place(item.clone())));
     }
 
-    /// Where the part of `item` stands that is being written.
-    fn place(&self, item: &Item) -> Value {
-        let mut place = json!({"item_id": item.id, "output_index": self.response.output.len()});
-        match &item.body {
-            Body::Reasoning { summary, .. } if !summary.is_empty() => {
-                place["summary_index"] = 0.into()
-            }
-            Body::Message { .. } | Body::Reasoning { .. } => place["content_index"] = 0.into(),
-            _ => {}
+    /// `item` as the output's next.
+    fn place(&self, item: impl Into<Arc<Item>>) -> Place {
+        Place {
+            index: self.response.output.len(),
+            item: item.into(),
         }
-        place
     }
 
     fn names(&self, body: &Body) -> Names {
@@ -408,17 +356,18 @@ impl Writer {
 
     /// An event that holds the whole response.
     fn whole(&mut self, name: &'static str) {
-        let response = self.response.value();
-        self.say(name, json!({"response": response}));
+        let response = Box::new(self.response.clone());
+        self.say(name, Data::Response(response));
     }
 
-    fn say(&mut self, name: &'static str, fields: Value) {
-        let mut data = json!({"type": name, "sequence_number": self.sequence});
+    fn say(&mut self, name: &'static str, data: Data) {
+        let sequence = self.sequence;
         self.sequence += 1;
-        if let (Value::Object(data), Value::Object(fields)) = (&mut data, fields) {
-            data.extend(fields);
-        }
-        self.out.push(Event { name, data });
+        self.out.push(Event {
+            name,
+            sequence,
+            data,
+        });
     }
 
     fn take(&mut self) -> Vec<Event> {
@@ -429,19 +378,4 @@ impl Writer {
 struct Names {
     delta: &'static str,
     done: &'static str,
-}
-
-fn content_part(what: &str) -> &'static str {
-    match what {
-        "added" => "response.content_part.added",
-        _ => "response.content_part.done",
-    }
-}
-
-/// A token's log-probability, as the wire has it.
-fn logprob(token: &TokenLogprob) -> Value {
-    let one = |token: &TokenLogprob| json!({"token": token.token, "logprob": token.logprob, "bytes": token.bytes});
-    let mut value = one(token);
-    value["top_logprobs"] = token.top.iter().map(one).collect();
-    value
 }

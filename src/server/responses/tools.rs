@@ -16,6 +16,7 @@ use crate::{
     },
 };
 use serde_json::{Map, Value, json};
+use std::collections::HashSet;
 
 /// What these hold exists nowhere else: an answer without them would be another answer.
 const REFUSED: [&str; 2] = ["file_search", "mcp"];
@@ -37,6 +38,8 @@ struct Declared {
     /// As the conversation declares it; its name is [`flat`] of the client's.
     tool: Tool,
     strict: Option<Value>,
+    /// `tool_choice` lets the model call it.
+    allowed: bool,
     /// Where its schema or format stands in the request.
     place: String,
 }
@@ -145,6 +148,7 @@ impl Tools {
             client,
             tool,
             strict,
+            allowed: true,
             place: format!("{path}.{field}"),
         });
         Ok(())
@@ -152,25 +156,32 @@ impl Tools {
 
     /// Where the schema or format of each of [`Tools::ruled`] stands in the request.
     pub fn places(&self) -> Vec<String> {
-        let tools = self.declared.iter();
-        tools.map(|declared| declared.place.clone()).collect()
+        let allowed = self.allowed();
+        allowed.map(|declared| declared.place.clone()).collect()
     }
 
-    /// For [`Conversation::tools`](crate::harmony::Conversation::tools).
+    /// For [`Conversation::tools`](crate::harmony::Conversation::tools): all of them, also those that may
+    /// not be called, so that the prompt is the same whatever is allowed.
     pub fn declared(&self) -> Vec<Tool> {
         let tools = self.declared.iter();
         tools.map(|declared| declared.tool.clone()).collect()
     }
 
-    /// For [`Rules::tools`](crate::grammar::Rules::tools).
-    pub fn ruled(&self) -> Vec<RuledTool> {
-        let tools = self.declared.iter();
-        tools
-            .map(|declared| RuledTool {
-                name: declared.tool.name.clone(),
-                strict: declared.strict.clone(),
-            })
-            .collect()
+    /// For [`Rules::tools`](crate::grammar::Rules::tools): those that `choice` is among. Where a call has
+    /// to come, that of a custom tool has the form that its input is read from.
+    pub fn ruled(&self, choice: &ToolChoice) -> Vec<RuledTool> {
+        let ruled = |declared: &Declared| RuledTool {
+            name: declared.tool.name.clone(),
+            strict: match declared.kind {
+                Kind::Custom if choice.requires() => declared.tool.parameters.clone(),
+                _ => declared.strict.clone(),
+            },
+        };
+        self.allowed().map(ruled).collect()
+    }
+
+    fn allowed(&self) -> impl Iterator<Item = &Declared> {
+        self.declared.iter().filter(|declared| declared.allowed)
     }
 
     /// What the client calls the tool that the model called `name`, and how it takes its input. A
@@ -189,11 +200,11 @@ impl Tools {
         }
     }
 
-    /// Reads `tool_choice`, which may leave out some of the tools.
+    /// Reads `tool_choice`, which may leave out some of the tools and lists at most `most`.
     ///
     /// # Errors
     /// 400 that names the field.
-    pub fn choose(&mut self, choice: Option<&Value>) -> Result<ToolChoice, ApiError> {
+    pub fn choose(&mut self, choice: Option<&Value>, most: usize) -> Result<ToolChoice, ApiError> {
         let path = "tool_choice";
         let choice = match choice {
             None | Some(Value::Null) => return Ok(ToolChoice::Auto),
@@ -213,17 +224,26 @@ impl Tools {
                     return Err(invalid("tool_choice.mode", &message));
                 }
                 let path = "tool_choice.tools";
-                let mut allowed = Vec::new();
                 let listed = as_array(required(choice, "tool_choice", "tools")?, path)?;
+                if listed.len() > most {
+                    let message = format!("expected at most {most}, found {}", listed.len());
+                    return Err(invalid(path, &message));
+                }
+                let mut allowed = HashSet::new();
                 for (i, tool) in listed.iter().enumerate() {
                     let path = format!("{path}[{i}]");
                     let tool = as_object(tool, &path)?;
                     if matches!(required_text(tool, &path, "type")?, "function" | "custom") {
-                        allowed.push(self.find(tool, &path)?);
+                        allowed.insert(self.find(tool, &path)?);
                     }
                 }
-                self.declared.retain(|d| allowed.contains(&d.tool.name));
-                self.word(mode, path)
+                for declared in &mut self.declared {
+                    declared.allowed = allowed.contains(&declared.tool.name);
+                }
+                match mode {
+                    "auto" if allowed.is_empty() => Ok(ToolChoice::None),
+                    mode => self.word(mode, path),
+                }
             }
             kind => {
                 let message = format!(
@@ -239,7 +259,7 @@ impl Tools {
         match word {
             "auto" => Ok(ToolChoice::Auto),
             "none" => Ok(ToolChoice::None),
-            "required" if self.declared.is_empty() => Err(invalid(
+            "required" if self.allowed().next().is_none() => Err(invalid(
                 path,
                 "'required' needs at least one tool in 'tools' that the model can call",
             )),

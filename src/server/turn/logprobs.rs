@@ -9,6 +9,7 @@ use crate::{
     harmony::{Class, Turn},
     tokenizer::{StreamDecoder, Tokenizer, lossy},
 };
+use serde::{Serialize, Serializer, ser::SerializeMap};
 use std::collections::VecDeque;
 
 /// Stands for minus infinity, which JSON can't say; OpenAI's own value for it.
@@ -43,6 +44,50 @@ impl TokenLogprob {
                 .map(|&(id, logprob)| TokenLogprob::new(tok, id, logprob, &[]))
                 .collect(),
         }
+    }
+}
+
+impl TokenLogprob {
+    /// Roughly how much memory it takes, in bytes.
+    pub fn memory(&self) -> usize {
+        let texts = 2 * (16 + self.bytes.len());
+        let rivals: usize = self.top.iter().map(TokenLogprob::memory).sum();
+        size_of::<TokenLogprob>() + texts + rivals
+    }
+}
+
+/// As an element of chat's `logprobs.content` and of responses' `logprobs`.
+impl Serialize for TokenLogprob {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        plain(self, &mut map)?;
+        map.serialize_entry("top_logprobs", &Rivals(&self.top))?;
+        map.end()
+    }
+}
+
+/// What a token and its rivals have in common.
+fn plain<M: SerializeMap>(token: &TokenLogprob, map: &mut M) -> Result<(), M::Error> {
+    map.serialize_entry("token", &token.token)?;
+    map.serialize_entry("logprob", &token.logprob)?;
+    map.serialize_entry("bytes", &token.bytes)
+}
+
+struct Rivals<'a>(&'a [TokenLogprob]);
+
+struct Rival<'a>(&'a TokenLogprob);
+
+impl Serialize for Rivals<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(Rival))
+    }
+}
+
+impl Serialize for Rival<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        plain(self.0, &mut map)?;
+        map.end()
     }
 }
 

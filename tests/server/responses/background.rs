@@ -155,14 +155,19 @@ async fn deleting_it_ends_it_and_places_are_bounded() {
         .await
         .is_error(404)
         .expect("deleted");
-    loop {
-        let answer = create(&client, body.clone()).await;
-        match answer.status {
-            // The place is given back with the last event; the task may be a step behind.
-            429 => tokio::task::yield_now().await,
-            _ => break assert_eq!(answer.status, 200, "{answer}"),
+    let again = async {
+        loop {
+            let answer = create(&client, body.clone()).await;
+            match answer.status {
+                // The place is given back with the last event; the task may be a step behind.
+                429 => tokio::task::yield_now().await,
+                _ => break assert_eq!(answer.status, 200, "{answer}"),
+            }
         }
-    }
+    };
+    let patience = std::time::Duration::from_secs(60);
+    let again = tokio::time::timeout(patience, again).await;
+    again.expect("the place is given back");
 }
 
 #[tokio::test]
@@ -182,4 +187,67 @@ async fn it_fails_with_the_server_and_needs_to_be_stored() {
     .await;
     refused.is_error(400).expect("nothing to find it by");
     assert_eq!(refused.json()["error"]["param"], "background");
+}
+
+#[tokio::test]
+async fn what_grows_too_large_fails_and_stays_readable() {
+    let settings = Settings {
+        max_stored_bytes: 100_000,
+        ..Settings::default()
+    };
+    let client = any_turn_with(settings, |prompt| {
+        let words = match prompt.contains("long") {
+            true => "word ".repeat(30_000),
+            false => "Hello.".to_owned(),
+        };
+        format!("<|channel|>final<|message|>{words}<|return|>")
+    });
+    let body = |text: &str| json!({"input": text, "background": true});
+    let events = stream(&client, body("long")).await;
+    let last = &events.last().expect("events")["response"];
+    assert_eq!(last["status"], "failed", "{last:.300}");
+    assert_eq!(last["error"]["code"], "storage_full");
+    assert_eq!(client.get(&path(last)).await.json(), *last);
+    let whole = named_events(&client.get(&format!("{}?stream=true", path(last))).await);
+    assert_eq!(whole, events[events.len() - 1..]);
+    // Its place and its room are free again.
+    let short = check(&stream(&client, body("short")).await);
+    assert_eq!(short["status"], "completed");
+    assert_eq!(client.get(&path(&short)).await.json(), short);
+    // Without the background it needs no such room; it is not kept, and pushes nobody out.
+    let long = respond(&client, json!({"input": "long"})).await;
+    assert_eq!(long["status"], "completed");
+    client.get(&path(&long)).await.is_error(404).expect("large");
+    assert_eq!(client.get(&path(&short)).await.json(), short);
+}
+
+/// A log that fails where a turn ends without an answer.
+struct Trap;
+
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Trap {
+    fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        let at = event.metadata();
+        assert!(
+            *at.level() != tracing::Level::INFO || at.target() != "gossamer::server::turn",
+            "on purpose"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_panic_on_the_way_is_a_failed_response() {
+    use tracing_subscriber::layer::SubscriberExt;
+    let _trap = tracing::subscriber::set_default(tracing_subscriber::registry().with(Trap));
+    let client = any_turn(|_| "<|channel|>analysis<|message|>Hm.<|return|>".to_owned());
+    for background in [false, true] {
+        let events = stream(&client, json!({"input": "?", "background": background})).await;
+        let last = check(&events);
+        assert_eq!(last["status"], "failed");
+        assert_eq!(last["error"]["code"], "internal_error");
+        assert_eq!(client.get(&path(&last)).await.json(), last);
+        let next = json!({"input": "?", "previous_response_id": last["id"]});
+        let answer = create(&client, next).await;
+        answer.is_error(400).expect("nothing can go on from it");
+        assert_eq!(answer.json()["error"]["param"], "previous_response_id");
+    }
 }

@@ -123,6 +123,7 @@ async fn the_objects_are_whole() {
     );
     assert!(count("/output_tokens_details/reasoning_tokens") < count("/output_tokens"));
     assert!(count("/output_tokens_details/reasoning_tokens") > 0);
+    assert_eq!(count("/input_tokens_details/cache_write_tokens"), 0);
     let expected = json!({"id": "resp_1", "object": "response", "created_at": 0, "completed_at": 0,
         "status": "completed", "incomplete_details": null, "error": null, "model": "scripted",
         "output": [reasoning, message], "usage": usage, "previous_response_id": null,

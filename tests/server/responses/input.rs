@@ -52,6 +52,23 @@ async fn items_become_messages() {
         <|start|>assistant to=functions.patch<|channel|>commentary <|constrain|>json<|message|>{\"input\":\"a \\\"b\\\"\"}<|call|>\
         <|start|>functions.patch to=assistant<|channel|>commentary<|message|><|end|><|end|><|start|>assistant";
     assert_eq!(prompt(&client, body).await, expected);
+    // Whatever is said before a call is said within the turn.
+    let preambles = json!([
+        {"role": "user", "content": "A"},
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Think."}]},
+        {"role": "assistant", "content": "One."},
+        {"role": "assistant", "content": "Two."},
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": "x"},
+    ]);
+    let text = prompt(&client, json!({"input": preambles})).await;
+    for said in [
+        "analysis<|message|>Think.",
+        "commentary<|message|>One.",
+        "commentary<|message|>Two.",
+    ] {
+        assert!(text.contains(said), "{said} is not in {text}");
+    }
     // Reasoning of a finished turn goes, unless it is asked for; a phase decides for itself.
     let turns = json!([
         {"role": "user", "content": "A"},
@@ -106,10 +123,8 @@ async fn tools_are_flattened_skipped_or_refused() {
         json!({"input": "?", "tools": tools, "tool_choice": chosen}),
     )
     .await;
-    assert!(
-        text.contains("look_up") && !text.contains("patch"),
-        "{text}"
-    );
+    // The prompt is the same, and with it what the cache holds of it: see the test below.
+    assert!(text.contains("look_up") && text.contains("patch"), "{text}");
     for kind in ["file_search", "mcp"] {
         let answer = create(
             &client,
@@ -134,6 +149,117 @@ async fn a_choice_of_tools_is_enforced() {
         assert_eq!(response["tool_choice"], choice);
         assert_eq!(response["output"][0]["name"], "f", "{response}");
     }
+}
+
+#[tokio::test]
+async fn what_is_not_allowed_is_not_called() {
+    const CALL: &str =
+        "<|channel|>commentary to=functions.files_read <|constrain|>json<|message|>{}<|call|>";
+    let tools = json!([{"type": "function", "name": "f", "parameters": {"type": "object"}},
+        {"type": "namespace", "name": "files", "description": "d",
+            "tools": [{"type": "function", "name": "read"}]}]);
+    let body = |mode: &str, allowed: &[Value]| {
+        json!({"input": "?", "tools": tools,
+            "tool_choice": {"type": "allowed_tools", "mode": mode, "tools": allowed}})
+    };
+    let f = json!({"type": "function", "name": "f"});
+    let read = json!({"type": "function", "namespace": "files", "name": "read"});
+    // The mask leaves this model nothing that it knows to say, so it fails.
+    let client = says(CALL);
+    for (mode, allowed) in [
+        ("auto", vec![f.clone()]),
+        ("required", vec![f.clone()]),
+        ("auto", vec![]),
+    ] {
+        let answer = create(&client, body(mode, &allowed)).await;
+        answer.is_error(500).expect("no other way");
+    }
+    for allowed in [vec![read.clone()], vec![f.clone(), read]] {
+        let response = respond(&client, body("auto", &allowed)).await;
+        assert_eq!(response["output"][0]["namespace"], "files", "{response}");
+    }
+    // Where it is called all the same, the client still hears of it by its name.
+    let response = respond(
+        &any_turn(|_| CALL.to_owned()),
+        body("auto", std::slice::from_ref(&f)),
+    )
+    .await;
+    assert_eq!(response["output"][0]["namespace"], "files", "{response}");
+    assert_eq!(response["output"][0]["name"], "read", "{response}");
+    let many = create(&client, body("auto", &vec![f; 513])).await;
+    many.is_error(400).expect("too many");
+    assert_eq!(many.json()["error"]["param"], "tool_choice.tools");
+}
+
+#[tokio::test]
+async fn a_custom_tool_that_has_to_be_called_gets_its_input_in_json() {
+    let client = client(|prompt| {
+        let arguments = match prompt.text.contains("raw") {
+            true => "*** Begin Patch",
+            false => "{\"input\":\"a \\\"b\\\"\"}",
+        };
+        format!(
+            "<|channel|>commentary to=functions.patch <|constrain|>json<|message|>{arguments}<|call|>"
+        )
+    });
+    let body = |input: &str, choice: Value| json!({"input": input, "tool_choice": choice, "tools": [{"type": "custom", "name": "patch"}]});
+    for choice in [
+        json!("required"),
+        json!({"type": "custom", "name": "patch"}),
+    ] {
+        let fine = respond(&client, body("fine", choice.clone())).await;
+        assert_eq!(fine["output"][0]["input"], "a \"b\"");
+        // The mask keeps the model from it, and this one can say nothing else.
+        let raw = create(&client, body("raw", choice)).await;
+        raw.is_error(500).expect("no other way");
+    }
+    let raw = respond(&client, body("raw", json!("auto"))).await;
+    assert_eq!(raw["output"][0]["input"], "*** Begin Patch");
+}
+
+#[tokio::test]
+async fn a_long_conversation_loses_its_oldest_turns() {
+    let client = mirror();
+    let turn = |name: &str| {
+        vec![
+            json!({"role": "user", "content": format!("{name} {}", "word ".repeat(5_000))}),
+            json!({"type": "function_call", "call_id": name, "name": "f", "arguments": "{}"}),
+            json!({"type": "function_call_output", "call_id": name, "output": format!("result of {name}")}),
+            json!({"role": "assistant", "content": format!("answer to {name}")}),
+        ]
+    };
+    let mut input: Vec<Value> = ["first", "second", "third", "fourth", "fifth"]
+        .into_iter()
+        .flat_map(turn)
+        .collect();
+    input.push(json!({"role": "user", "content": "Now?"}));
+    input.push(json!({"role": "user", "content": "Well?"}));
+    let counted = client
+        .post("/v1/responses/input_tokens", &json!({"input": input}))
+        .await
+        .json();
+    let all = counted["input_tokens"].as_u64().expect("a count");
+    assert!(all > 40_000, "{all} tokens fit");
+    let mut body = json!({"instructions": "Be brief.", "input": input, "truncation": "auto"});
+    body["max_output_tokens"] = json!(1);
+    let response = respond(&client, body.clone()).await;
+    assert_eq!(response["truncation"], "auto");
+    let used = response["usage"]["input_tokens"].as_u64().expect("a count");
+    // As many turns as three quarters of the context hold.
+    assert!(
+        used <= 30_000 && used + all / 5 > 30_000,
+        "{used} of {all} tokens"
+    );
+    body["truncation"] = json!("disabled");
+    let refused = create(&client, body).await;
+    refused.is_error(400).expect("too long");
+    assert_eq!(refused.json()["error"]["code"], "context_length_exceeded");
+    // One turn can't be shortened.
+    let one = json!({"input": "word ".repeat(50_000), "truncation": "auto"});
+    let refused = create(&client, one).await;
+    refused.is_error(400).expect("too long");
+    assert_eq!(refused.json()["error"]["code"], "context_length_exceeded");
+    assert_eq!(refused.json()["error"]["param"], "input");
 }
 
 #[tokio::test]
@@ -207,6 +333,12 @@ async fn what_is_wrong_is_named() {
         (
             json!({"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]}),
             "input[0].call_id",
+            "invalid_value",
+        ),
+        (
+            json!({"input": [{"type": "web_search_call"}, {"role": "user", "content": "x"},
+                {"type": "custom_tool_call_output", "call_id": "c", "output": "x"}]}),
+            "input[2].call_id",
             "invalid_value",
         ),
         (

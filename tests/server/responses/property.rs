@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::common::fresh_seed;
+use gossamer::harmony::{Conversation, Parser, Part, Tool};
 
 /// Pieces that turns are made of: control tokens, headers whole and broken, text.
 const PIECES: &[&str] = &[
@@ -89,11 +90,65 @@ async fn random_turns_keep_the_grammar() {
             body["include"] = json!(["message.output_text.logprobs"]);
         }
         println!("{turn:?} {body}");
+        let most = body["max_output_tokens"].as_u64();
         let streamed = check(&stream(&client, body.clone()).await);
         let whole = respond(&client, body).await;
         assert_eq!(plain(&streamed["output"]), plain(&whole["output"]));
         assert_eq!(streamed["status"], whole["status"]);
         let output = whole["output"].as_array().expect("items");
         assert!(whole["status"] != "completed" || !output.is_empty());
+        nothing_is_lost(turn, most, output);
+    }
+}
+
+/// Each message of the turn is an item with its text. Of a custom tool's call that is its input: not
+/// the JSON around it, but every word.
+fn nothing_is_lost(turn: &str, most: Option<u64>, output: &[Value]) {
+    let (_, tokenizer) = scripted::demo();
+    let tool = |name: &str| Tool {
+        name: name.to_owned(),
+        description: None,
+        parameters: None,
+    };
+    let conversation = Conversation {
+        tools: ["f", "g", "patch"].map(tool).to_vec(),
+        ..Conversation::default()
+    };
+    let parser = Parser::new(tokenizer.clone(), conversation.tool_names());
+    let mut parser = parser.expect("a parser");
+    let ids = scripted::marked(&tokenizer, turn);
+    let most = most.map_or(ids.len(), |most| most as usize);
+    for id in ids.into_iter().take(most) {
+        parser.push(id);
+        if tokenizer.stop_ids().contains(&id) {
+            break;
+        }
+    }
+    let (_, said) = parser.finish();
+    for (i, (message, part)) in said.messages.iter().zip(&said.parts).enumerate() {
+        let text = text_of(&output[i]);
+        let custom = matches!(part, Part::Call { name } if name == "patch");
+        if !custom {
+            assert_eq!(text, message.content, "item {i} of {turn:?}");
+            continue;
+        }
+        let words = [
+            "hello",
+            " world",
+            "größe",
+            "analysis",
+            "final",
+            "json",
+            "??",
+            "{\"a\": 1}",
+        ];
+        for word in words {
+            let (told, said) = (text.matches(word), message.content.matches(word));
+            assert_eq!(
+                told.count(),
+                said.count(),
+                "{word:?} in {text:?} of {turn:?}"
+            );
+        }
     }
 }

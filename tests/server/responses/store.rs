@@ -58,6 +58,22 @@ async fn a_stored_response_can_be_read_listed_and_deleted() {
         assert_eq!(answer.json()["error"]["param"], param, "{query}");
     }
 
+    // A client that goes on from a response and sends its items again, ids and all.
+    let mut items = all["data"].as_array().expect("items").clone();
+    items.push(json!({"type": "item_reference", "id": items[0]["id"]}));
+    let twice = json!({"input": items, "previous_response_id": id(&response)});
+    let twice = respond(&client, twice).await;
+    let mut after = String::new();
+    for n in 1.. {
+        let path = format!("/v1/responses/{}", id(&twice));
+        let page = client_list(&client, &path, &format!("?order=asc&limit=1{after}")).await;
+        after = format!("&after={}", page["last_id"].as_str().expect("an id"));
+        assert_eq!(page["has_more"], n < 3 + 2 + 3 + 1, "page {n}");
+        if page["has_more"] == false {
+            break;
+        }
+    }
+
     client
         .post(&format!("{path}/cancel"), &json!({}))
         .await
