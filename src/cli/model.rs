@@ -2,7 +2,7 @@
 
 use super::Usage;
 use crate::{
-    backend::{self, Backend, KV_BLOCK, Limits, Options},
+    backend::{self, Backend, KV_BLOCK, Limits, Options, snapshot_bytes},
     config::Config,
     engine::{EngineOptions, NativeEngine},
     gguf::Gguf,
@@ -79,6 +79,14 @@ impl Default for Common {
 pub enum KvType {
     /// Half precision.
     F16,
+}
+
+/// A whole number from 1 to `MOST`.
+pub fn up_to<const MOST: usize>(text: &str) -> Result<usize, String> {
+    match positive(text)? {
+        n if n <= MOST => Ok(n),
+        _ => Err(format!("must be at most {MOST}")),
+    }
 }
 
 /// A whole number of at least 1.
@@ -163,16 +171,25 @@ impl Common {
     /// Everything up to a back end that is ready, with room for `slots` sequences at once that share
     /// one context's blocks, and for `snapshots`. The demo model introduces itself on stderr.
     pub fn open(&self, slots: usize, snapshots: usize) -> Result<Loaded> {
-        self.open_with(|context| Limits {
-            slots,
-            kv_blocks: context.div_ceil(KV_BLOCK),
-            batch_tokens: BATCH_TOKENS.min(context),
-            snapshots,
-        })
+        let windows = (slots + snapshots) as u64;
+        self.open_with(
+            |config| windows.saturating_mul(snapshot_bytes(config)),
+            |KvRoom { context, .. }| Limits {
+                slots,
+                kv_blocks: context.div_ceil(KV_BLOCK),
+                batch_tokens: BATCH_TOKENS.min(context),
+                snapshots,
+            },
+        )
     }
 
-    /// As [`Common::open`], with the room that `limits` makes for sequences of so many tokens.
-    pub fn open_with(&self, limits: impl FnOnce(usize) -> Limits) -> Result<Loaded> {
+    /// As [`Common::open`], with the limits that `limits` makes of the room for KV cache that memory has
+    /// beside the model and the `windows`: bytes of sliding windows, those of snapshots too.
+    pub fn open_with(
+        &self,
+        windows: impl FnOnce(&Config) -> u64,
+        limits: impl FnOnce(KvRoom) -> Limits,
+    ) -> Result<Loaded> {
         let started = Instant::now();
         let is_demo = self.model.is_none();
         let gguf = self.open_gguf()?;
@@ -195,11 +212,12 @@ impl Common {
             Ok(tokenizer) => Arc::new(tokenizer?),
             Err(_) => bail!("building the tokenizer panicked"),
         };
-        let context = self.context(&model.config, file_bytes)?;
+        let room = self.kv_room(&model.config, file_bytes, windows(&model.config))?;
+        let context = room.context;
         let options = Options {
             backend: self.backend.clone(),
             threads: self.threads,
-            limits: limits(context),
+            limits: limits(room),
         };
         let backend = backend::open(model.clone(), &options)?;
         spinner.finish_and_clear();
@@ -226,34 +244,38 @@ impl Common {
         })
     }
 
-    /// Tokens to make room for: what was asked for, or the model's context bounded by free memory
-    /// (said on stderr when it is).
-    fn context(&self, config: &Config, file_bytes: u64) -> Result<usize> {
-        if let Some(asked) = self.ctx_size {
-            if asked > config.context {
-                let most = config.context;
-                let text = format!("--ctx-size {asked}: this model's context is {most} tokens");
-                return Err(Usage(text).into());
-            }
-            return Ok(asked);
+    /// The room for KV cache: a context as asked for, or the model's, bounded by free memory (said on
+    /// stderr when it is).
+    fn kv_room(&self, config: &Config, file_bytes: u64, windows: u64) -> Result<KvRoom> {
+        if let Some(asked) = self.ctx_size
+            && asked > config.context
+        {
+            let most = config.context;
+            let text = format!("--ctx-size {asked}: this model's context is {most} tokens");
+            return Err(Usage(text).into());
         }
-        let Some(available) = machine::available_memory() else {
-            return Ok(config.context);
-        };
-        let context = bounded_context(
-            config.context,
-            available.saturating_sub(file_bytes),
-            self.kv_bytes_per_token(config),
-        );
-        if context < config.context {
+        let available = machine::available_memory();
+        let beside = file_bytes.saturating_add(windows);
+        let free = available.map_or(u64::MAX, |available| available.saturating_sub(beside));
+        let room = KvRoom::within(free, self.kv_bytes_per_token(config), config.context);
+        if let Some(context) = self.ctx_size {
+            return Ok(KvRoom {
+                context,
+                tokens: room.tokens.max(context),
+            });
+        }
+        if room.context < config.context {
             tell!(
-                "context: {context} of the model's {} tokens, for {} of free memory (--ctx-size \
-                 overrides)",
+                "context: {} of the model's {} tokens, for {} of free memory, of which the model \
+                 takes {} and sliding windows and their snapshots {} (--ctx-size overrides)",
+                room.context,
                 config.context,
-                hub::human(available)
+                hub::human(available.unwrap_or(u64::MAX)),
+                hub::human(file_bytes),
+                hub::human(windows)
             );
         }
-        Ok(context)
+        Ok(room)
     }
 
     /// Bytes of KV cache that grow with the context: the full-attention layers' keys and values.
@@ -266,12 +288,25 @@ impl Common {
     }
 }
 
-/// The model's context, or what fits into `free` bytes: those left beside the file's pages, which are
-/// mapped and so count as available, but are needed.
-fn bounded_context(model: usize, free: u64, bytes_per_token: u64) -> usize {
-    let fits = free.saturating_sub(RESERVE) / bytes_per_token;
-    let fits = usize::try_from(fits).unwrap_or(usize::MAX) / KV_BLOCK * KV_BLOCK;
-    model.min(fits.max(LEAST_CONTEXT))
+/// Tokens of KV cache that may be made room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvRoom {
+    /// Most tokens of one sequence.
+    pub context: usize,
+    /// Most of all sequences together, as far as memory goes: `context` or more.
+    pub tokens: usize,
+}
+
+impl KvRoom {
+    /// What fits into `free` bytes: those left beside the file's pages, which are mapped and so count
+    /// as available, but are needed.
+    fn within(free: u64, bytes_per_token: u64, model_context: usize) -> KvRoom {
+        let fits = free.saturating_sub(RESERVE) / bytes_per_token;
+        let fits = usize::try_from(fits).unwrap_or(usize::MAX) / KV_BLOCK * KV_BLOCK;
+        let context = model_context.min(fits.max(LEAST_CONTEXT));
+        let tokens = fits.max(context);
+        KvRoom { context, tokens }
+    }
 }
 
 /// A file by its path, or a pulled model by its name.
@@ -313,13 +348,19 @@ mod tests {
     #[test]
     fn the_context_is_bounded_by_memory() {
         // gpt-oss-20b: 24 KiB a token.
-        let bounded = |free| bounded_context(131_072, free, 24 << 10);
+        const TOKEN: u64 = 24 << 10;
+        let room = |free| KvRoom::within(free, TOKEN, 131_072);
+        let bounded = |free| room(free).context;
         assert_eq!(bounded(u64::MAX), 131_072);
-        assert_eq!(bounded(RESERVE + (24 << 10) * 131_072), 131_072);
-        assert_eq!(bounded(RESERVE + (24 << 10) * 131_071), 131_040);
-        assert_eq!(bounded(RESERVE + (24 << 10) * 10_000), 9_984);
+        assert_eq!(bounded(RESERVE + TOKEN * 131_072), 131_072);
+        assert_eq!(bounded(RESERVE + TOKEN * 131_071), 131_040);
+        assert_eq!(bounded(RESERVE + TOKEN * 10_000), 9_984);
         // Little or nothing left: a short context is still tried.
         assert_eq!(bounded(0), LEAST_CONTEXT);
-        assert_eq!(bounded_context(512, 0, 24 << 10), 512);
+        assert_eq!(KvRoom::within(0, TOKEN, 512).context, 512);
+        // All that fits, and never less than one context.
+        assert_eq!(room(RESERVE + TOKEN * 10_000).tokens, 9_984);
+        assert_eq!(room(RESERVE + TOKEN * 200_000).tokens, 200_000);
+        assert_eq!(room(0).tokens, LEAST_CONTEXT);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::super::{
     Usage,
-    model::{Common, positive},
+    model::{BATCH_TOKENS, Common, up_to},
 };
 use crate::server::{Settings, Tls};
 use anyhow::{Context, Result};
@@ -13,6 +13,9 @@ use std::{
     path::PathBuf,
     time::Duration,
 };
+
+/// More than any system has sockets.
+const MOST_CONNECTIONS: usize = 1 << 24;
 
 /// What `serve` reads.
 #[derive(clap::Args, Debug, Clone)]
@@ -47,8 +50,8 @@ pub struct Args {
     #[arg(long, value_name = "YYYY-MM-DD", value_parser = super::super::run::date, help_heading = "Models")]
     pub date: Option<String>,
 
-    /// Requests that run at once
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = positive, help_heading = "Scheduling")]
+    /// Requests that run at once, up to 256
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = up_to::<{ BATCH_TOKENS / 2 }>, help_heading = "Scheduling")]
     pub max_seqs: usize,
     /// Requests that wait; past it clients are told to try again (429)
     #[arg(
@@ -58,7 +61,8 @@ pub struct Args {
         help_heading = "Scheduling"
     )]
     pub max_waiting: usize,
-    /// Memory for snapshots of the sliding windows, by which cached prompts are continued
+    /// Memory for snapshots of the sliding windows, by which cached prompts are continued: the default
+    /// is enough for some ten conversations of gpt-oss-20b at once
     #[arg(long, value_name = "BYTES", default_value = "256MiB", value_parser = bytes, help_heading = "Scheduling")]
     pub cache_bytes: u64,
     /// Compute every prompt from its start
@@ -95,7 +99,7 @@ pub struct Args {
     #[arg(long, value_name = "N/min", value_parser = rate, help_heading = "Limits")]
     pub rate_limit: Option<u32>,
     /// Time for an answer; past it the answer ends with finish_reason length. Default: no limit
-    #[arg(long, value_name = "TIME", value_parser = time, help_heading = "Limits")]
+    #[arg(long, value_name = "TIME", value_parser = some_time, help_heading = "Limits")]
     pub request_timeout: Option<Duration>,
     /// Time for answers under way when the server is told to stop
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time, help_heading = "Limits")]
@@ -104,10 +108,10 @@ pub struct Args {
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time, help_heading = "Limits")]
     pub keep_alive: Duration,
     /// Size of a request's body
-    #[arg(long, value_name = "BYTES", default_value = "16MiB", value_parser = bytes, help_heading = "Limits")]
+    #[arg(long, value_name = "BYTES", default_value = "16MiB", value_parser = some_bytes, help_heading = "Limits")]
     pub max_body: u64,
     /// Connections at once
-    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = positive, help_heading = "Limits")]
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = up_to::<MOST_CONNECTIONS>, help_heading = "Limits")]
     pub max_connections: usize,
 
     /// Form of the log on stderr
@@ -212,6 +216,22 @@ fn time(text: &str) -> Result<Duration, String> {
     match milliseconds {
         Some(time @ 0..=MOST) => Ok(Duration::from_millis(time)),
         _ => Err("expected a time such as 30s, 500ms, 5m or 1h".into()),
+    }
+}
+
+/// As [`bytes`]; none at all would let nothing pass.
+fn some_bytes(text: &str) -> Result<u64, String> {
+    match bytes(text)? {
+        0 => Err("must be at least 1 byte".into()),
+        n => Ok(n),
+    }
+}
+
+/// As [`time`]; no time at all would let nothing pass.
+fn some_time(text: &str) -> Result<Duration, String> {
+    match time(text)? {
+        Duration::ZERO => Err("must be at least 1ms".into()),
+        time => Ok(time),
     }
 }
 

@@ -7,12 +7,13 @@ pub use flags::Args;
 
 use super::{
     Usage, interrupt,
-    model::{BATCH_TOKENS, Common},
+    model::{BATCH_TOKENS, Common, KvRoom},
 };
 use crate::{
     backend::{KV_BLOCK, Limits, snapshot_bytes},
     config::Config,
     engine::{EngineOptions, NativeEngine},
+    hub,
     server::{
         self, App, Listener,
         models::{Facts, Running, Source},
@@ -185,17 +186,26 @@ impl Room {
         }
     }
 
-    fn limits(&self, config: &Config, context: usize) -> Limits {
-        let snapshots = match self.prefix_cache {
-            true => self.cache_bytes / snapshot_bytes(config).max(1),
+    fn snapshots(&self, config: &Config) -> u64 {
+        match self.prefix_cache {
+            true => (self.cache_bytes / snapshot_bytes(config).max(1)).min(MOST_SNAPSHOTS),
             false => 0,
-        };
-        let tokens = context.max(TOKENS_EACH.min(context).saturating_mul(self.seqs));
+        }
+    }
+
+    /// Bytes of all sliding windows: each sequence's, and the snapshots.
+    fn windows(&self, config: &Config) -> u64 {
+        let places = self.snapshots(config).saturating_add(self.seqs as u64);
+        places.saturating_mul(snapshot_bytes(config))
+    }
+
+    fn limits(&self, config: &Config, KvRoom { context, tokens }: KvRoom) -> Limits {
+        let wanted = context.max(TOKENS_EACH.min(context).saturating_mul(self.seqs));
         Limits {
             slots: self.seqs,
-            kv_blocks: tokens.div_ceil(KV_BLOCK),
+            kv_blocks: wanted.min(tokens).div_ceil(KV_BLOCK),
             batch_tokens: BATCH_TOKENS,
-            snapshots: snapshots.min(MOST_SNAPSHOTS) as usize,
+            snapshots: self.snapshots(config) as usize,
         }
     }
 }
@@ -221,8 +231,9 @@ fn source(common: Common, name: Option<String>, room: Room) -> Result<Source> {
         .ctx_size
         .unwrap_or(config.context)
         .min(config.context);
-    let limits = room.limits(&config, context);
-    let cache = limits.kv_blocks as u64 * KV_BLOCK as u64 * common.kv_bytes_per_token(&config);
+    let tokens = usize::MAX;
+    let limits = room.limits(&config, KvRoom { context, tokens });
+    let cache = kv_bytes(&limits, common.kv_bytes_per_token(&config));
     Ok(Source {
         names,
         aliases,
@@ -230,7 +241,7 @@ fn source(common: Common, name: Option<String>, room: Room) -> Result<Source> {
         bytes: facts
             .file_bytes
             .saturating_add(cache)
-            .saturating_add(room.cache_bytes),
+            .saturating_add(room.windows(&config)),
         facts: Facts {
             is_demo: common.model.is_none(),
             ..facts
@@ -239,8 +250,14 @@ fn source(common: Common, name: Option<String>, room: Room) -> Result<Source> {
     })
 }
 
+fn kv_bytes(limits: &Limits, bytes_per_token: u64) -> u64 {
+    let tokens = limits.kv_blocks.saturating_mul(KV_BLOCK) as u64;
+    tokens.saturating_mul(bytes_per_token)
+}
+
 fn open(common: &Common, config: &Config, room: Room) -> Result<Running> {
-    let loaded = common.open_with(|context| room.limits(config, context))?;
+    let windows = room.windows(config);
+    let loaded = common.open_with(|_| windows, |kv| room.limits(config, kv))?;
     if room.must_be_deterministic && !loaded.backend.batch_invariant() {
         bail!(
             "--deterministic: the back end {} gives other bits to a request when others run beside \
@@ -248,6 +265,16 @@ fn open(common: &Common, config: &Config, room: Room) -> Result<Running> {
             loaded.backend.describe()
         );
     }
+    let limits = loaded.backend.limits();
+    tracing::info!(
+        "memory: {} of weights; as it is used, up to {} of KV cache ({} tokens; {} a request) and {} \
+         of sliding windows and snapshots",
+        hub::human(loaded.file_bytes),
+        hub::human(kv_bytes(&limits, common.kv_bytes_per_token(config))),
+        limits.kv_blocks * KV_BLOCK,
+        loaded.context,
+        hub::human(windows)
+    );
     let options = EngineOptions {
         context: loaded.context,
         padding: loaded.tokenizer.padding_ids().to_vec(),
@@ -275,4 +302,36 @@ pub fn demo_source() -> Result<Source> {
         must_be_deterministic: true,
     };
     source(Common::default(), None, room)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_bounds_the_context_bounds_all_sequences() -> Result<()> {
+        let (_, config) = Facts::read(&Common::default().open_gguf()?)?;
+        let room = |seqs, cache_bytes| Room {
+            seqs,
+            waiting: 0,
+            cache_bytes,
+            prefix_cache: true,
+            must_be_deterministic: false,
+        };
+        let tokens = |seqs, context, tokens| {
+            let limits = room(seqs, 0).limits(&config, KvRoom { context, tokens });
+            limits.kv_blocks * KV_BLOCK
+        };
+        assert_eq!(tokens(16, 4096, 4096), 4096);
+        assert_eq!(tokens(16, 20_000, 20_000), 20_000);
+        assert_eq!(tokens(16, 4096, 30_016), 30_016);
+        assert_eq!(tokens(16, 131_072, usize::MAX), 131_072);
+        assert_eq!(tokens(64, 131_072, usize::MAX), 64 * 4096);
+        assert_eq!(tokens(64, 512, usize::MAX), 64 * 512);
+        // Windows and snapshots, whole ones.
+        let one = snapshot_bytes(&config);
+        assert_eq!(room(3, 5 * one + 1).windows(&config), 8 * one);
+        assert_eq!(room(3, 5 * one + 1).snapshots(&config), 5);
+        Ok(())
+    }
 }
