@@ -171,6 +171,7 @@ fn share(name: &str, model: &Arc<Model>, random: &mut Random) -> (usize, usize) 
         pool.swap(i, random.below(i + 1));
     }
     let mut take = |n: usize| pool.split_off(pool.len() - n);
+    let strays = take(250usize.div_ceil(KV_BLOCK));
     let mut backend = open_with(model, name, 2 + random.below(2), LIMITS);
     let backend = &mut *backend;
 
@@ -225,6 +226,17 @@ fn share(name: &str, model: &Arc<Model>, random: &mut Random) -> (usize, usize) 
             _ if kept > field => {
                 let latest = kept - field;
                 let start = (1 + random.below(latest)).max(latest.saturating_sub(random.below(40)));
+                if random.below(2) == 0 {
+                    // The slot's windows end just there, by chance: they are another sequence's.
+                    let other = random.tokens(start, model.config.vocab);
+                    for (at, tokens) in other.chunks(LIMITS.batch_tokens).enumerate() {
+                        let start = at * LIMITS.batch_tokens;
+                        let mut piece = segment(start, tokens, LogitRows::None);
+                        (piece.slot, piece.blocks) = (slot, strays.clone());
+                        let segments = vec![piece];
+                        backend.forward(&Batch { segments }).unwrap();
+                    }
+                }
                 rebuilt += 1;
                 (start, start + field)
             }
