@@ -2,13 +2,15 @@
 //!
 //! Harmony, HTTP and the command line sit above this module and see no tensor. [`NativeEngine`]
 //! answers with a back end of this process; whatever else answers (a test's script, another
-//! process) keeps the same order of events: `Queued`, `Prefill` at least once, `PromptLogprobs`,
-//! `Token`, and exactly one last `Finish` or `Error`.
+//! process) keeps the same order of events: `Queued`, `Prefill`, `PromptLogprobs`, `Token`, and
+//! exactly one last `Finish` or `Error`. The last may come at any point, so also first: who is
+//! refused was never queued, and who leaves the queue has no `Prefill`. `Prefill` comes at least once
+//! before a `Token`.
 
 mod events;
 mod native;
 
-pub use events::{EventSender, Events};
+pub use events::{EventSender, Events, Unheard};
 pub use native::{EngineOptions, NativeEngine};
 
 use crate::sampler::{MaskSource, Sampling};
@@ -163,7 +165,7 @@ pub struct Miss {
 /// What ended the part of a prompt that the cache held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MissReason {
-    /// What was cached ends here: nothing like the rest was seen.
+    /// What is cached ends here.
     Unknown,
     /// Another token came here.
     Parted {
@@ -184,8 +186,13 @@ impl fmt::Display for Miss {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let at = self.at;
         match self.reason {
-            MissReason::Unknown if at == 0 => write!(f, "nothing like this prompt was cached"),
-            MissReason::Unknown => write!(f, "the first {at} tokens were cached, the rest is new"),
+            MissReason::Unknown if at == 0 => write!(f, "nothing of this prompt is cached"),
+            MissReason::Unknown => {
+                write!(
+                    f,
+                    "the first {at} tokens were cached, and nothing after them"
+                )
+            }
             MissReason::Parted { .. } => write!(
                 f,
                 "the first {at} tokens were cached; then the prompt goes on otherwise than the \
@@ -267,7 +274,7 @@ pub struct Usage {
     pub prefill_time: Duration,
     /// From there to the end.
     pub decode_time: Duration,
-    /// The answer ended because the context, or the KV cache as a whole, was full.
+    /// The answer ended because the context was full.
     pub context_full: bool,
     /// How often the request gave its room to others and was resumed.
     pub preemptions: usize,

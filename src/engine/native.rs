@@ -1,11 +1,13 @@
 //! The engine over a back end of this process: one thread that owns it and runs the
 //! [scheduler](crate::scheduler) step by step.
 
-use super::{Cancel, Engine, Event, Events, Failure, ModelInfo, Request, Stats, Usage};
+use super::{
+    Cancel, Engine, Event, EventSender, Events, Failure, ModelInfo, Request, Stats, Usage,
+};
 use crate::{
     backend::{Backend, KV_BLOCK},
     sampler::Sampler,
-    scheduler::{Constraint, Message, Rules, Scheduler, Sequence, Shared},
+    scheduler::{Client, Constraint, Message, Rules, Scheduler, Sequence, Shared},
 };
 use anyhow::{Context, Result, ensure};
 use std::{
@@ -30,7 +32,8 @@ pub struct EngineOptions {
     /// Ids that are never sampled.
     pub padding: Vec<u32>,
     /// The token that begins a message (`<|start|>`): the sliding windows are kept before it, so
-    /// that prompts which part there can go on from them.
+    /// that prompts which part there can go on from them. Of a prompt's messages before the last four, only
+    /// where 512 tokens lie between.
     pub marker: Option<u32>,
     /// Most requests that wait; one more is [`Failure::Busy`].
     pub max_waiting: usize,
@@ -138,31 +141,28 @@ impl NativeEngine {
     }
 
     /// Takes a place in the queue.
-    fn queue(&self) -> Result<(), Failure> {
-        let most = self.info.slots + self.max_waiting;
-        let live = &self.shared.live;
-        let taken = live.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |live| {
-            (live < most).then_some(live + 1)
-        });
-        match taken {
-            Ok(_) => Ok(()),
-            Err(live) => Err(Failure::Busy {
-                waiting: live - self.info.slots,
-                retry_after: self.shared.retry_after(),
-            }),
-        }
+    fn enter(&self, events: EventSender) -> Result<Client, Failure> {
+        let most = self.info.slots.saturating_add(self.max_waiting);
+        Client::enter(&self.shared, most, events).map_err(|live| Failure::Busy {
+            waiting: live - self.info.slots,
+            retry_after: self.shared.retry_after(),
+        })
     }
 }
 
 impl Engine for NativeEngine {
     fn submit(&self, request: Request) -> Events {
         let (sender, events) = Events::channel();
-        // `events` is here: none of these sends can fail.
-        if let Err(failure) = self.check(&request).and_then(|()| self.queue()) {
-            let _ = sender.send(Event::Error(failure));
-            return events;
-        }
-        let _ = sender.send(Event::Queued);
+        let entered = self.check(&request);
+        let client = match entered.and_then(|()| self.enter(sender.clone())) {
+            Ok(client) => client,
+            Err(failure) => {
+                // `events` is here: the send can't fail, nor can the next.
+                let _ = sender.send(Event::Error(failure));
+                return events;
+            }
+        };
+        let _ = client.send(Event::Queued);
         let sampler = Sampler::new(
             &request.sampling,
             self.info.vocab,
@@ -186,7 +186,7 @@ impl Engine for NativeEngine {
             sampler,
             constraint: request.constraint.map(Constraint::new),
             cancel: request.cancel,
-            events: sender,
+            client,
             usage,
             reported: 0,
             miss: None,
@@ -195,10 +195,11 @@ impl Engine for NativeEngine {
             admitted: None,
             answered: None,
         };
-        // An engine that is gone drops the sender, which ends `events` with `Stopped`.
         let sent = self.inbox.send(Message::Request(Box::new(sequence)));
-        if sent.is_err() {
-            self.shared.live.fetch_sub(1, Ordering::Relaxed);
+        // While `self` is here, nothing but a panic ends the thread.
+        if let Err(mpsc::SendError(Message::Request(mut lost))) = sent {
+            let failure = Failure::Broken("the engine's thread is gone".into());
+            lost.client.leave(Event::Error(failure));
         }
         events
     }
@@ -222,7 +223,7 @@ impl Drop for NativeEngine {
     }
 }
 
-/// The engine's thread. Should it panic, all senders are dropped with it, and nobody waits.
+/// The engine's thread. A step that panics ends the requests that ran, not the thread.
 fn serve(mut scheduler: Scheduler, inbox: &mpsc::Receiver<Message>, shutdown: &Cancel) {
     while !shutdown.is_cancelled() {
         if scheduler.is_idle() {

@@ -114,6 +114,12 @@ impl KvCache {
         self.free.len() + self.cached
     }
 
+    /// How many of these blocks no live sequence holds: those that would be available no more.
+    pub fn idle(&self, blocks: &[u32]) -> usize {
+        let idle = |&&block: &&u32| self.blocks[block as usize].refs == 0;
+        blocks.iter().filter(idle).count()
+    }
+
     /// Makes `table` long enough for `tokens` positions, at the cost of what is cached. On an error
     /// nothing has changed.
     pub fn grow(&mut self, table: &mut Table, tokens: usize) -> Result<(), CacheFull> {
@@ -220,16 +226,6 @@ impl KvCache {
         for block in table.blocks.into_iter().rev() {
             self.let_go(block);
         }
-    }
-
-    /// Frees everything that is cached, snapshots too: what the back end holds is unknown.
-    pub fn forget(&mut self) {
-        while self.cached > 0 {
-            self.evict();
-        }
-        self.ghosts.clear();
-        self.snapshots.clear();
-        self.root.snapshots.clear();
     }
 
     /// Frees the least recently used leaf. Does nothing when nothing is cached.

@@ -222,9 +222,4 @@ impl Ghosts {
     pub fn contains(&self, hash: u64) -> bool {
         self.hashes.contains(&hash)
     }
-
-    pub fn clear(&mut self) {
-        self.order.clear();
-        self.hashes.clear();
-    }
 }

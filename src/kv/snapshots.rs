@@ -3,7 +3,7 @@
 use super::{Found, KvCache, Table};
 use crate::backend::KV_BLOCK;
 
-/// The places, least recently used out.
+/// The places. Out goes the least recently used of those that were of no use yet, else of all.
 #[derive(Debug)]
 pub(super) struct Snapshots {
     places: Vec<Option<Snapshot>>,
@@ -19,6 +19,9 @@ struct Snapshot {
     tail: Vec<u32>,
     /// Its position: the tokens before it.
     len: usize,
+    /// It was of use, or likely enough to be. Others give way first, so that one long prompt,
+    /// which leaves a snapshot every so often, doesn't take every place.
+    lasting: bool,
     used: u64,
 }
 
@@ -35,22 +38,18 @@ impl Snapshots {
         self.used -= usize::from(self.places[place].take().is_some());
     }
 
-    pub fn clear(&mut self) {
-        self.places.iter_mut().for_each(|place| *place = None);
-        self.used = 0;
-    }
-
     fn touch(&mut self, place: usize) {
         self.clock += 1;
         if let Some(snapshot) = &mut self.places[place] {
             snapshot.used = self.clock;
+            snapshot.lasting = true;
         }
     }
 
-    /// A free place, else the least recently used one.
+    /// A free place, else one whose turn it is.
     fn choose(&self) -> Option<usize> {
-        let used = |place: &usize| self.places[*place].as_ref().map_or(0, |s| s.used);
-        (0..self.places.len()).min_by_key(used)
+        let turn = |place: &usize| self.places[*place].as_ref().map(|s| (s.lasting, s.used));
+        (0..self.places.len()).min_by_key(turn)
     }
 }
 
@@ -66,8 +65,9 @@ impl KvCache {
     }
 
     /// A place for the windows after `tokens`, a sequence from its start that `table` holds and
-    /// [`KvCache::advance`] was told of. `None` if they are kept already, or can't be.
-    pub fn keep_snapshot(&mut self, table: &Table, tokens: &[u32]) -> Option<usize> {
+    /// [`KvCache::advance`] was told of. `None` if they are kept already, or can't be. One that is
+    /// not `lasting` makes room for others until it was of use.
+    pub fn keep_snapshot(&mut self, table: &Table, tokens: &[u32], lasting: bool) -> Option<usize> {
         let whole = tokens.len() / KV_BLOCK;
         if tokens.is_empty() || whole > table.whole {
             return None;
@@ -80,14 +80,15 @@ impl KvCache {
         }
         let place = self.snapshots.choose()?;
         self.drop_snapshot(place);
+        self.snapshots.clock += 1;
         self.snapshots.places[place] = Some(Snapshot {
             block,
             tail: tail.to_vec(),
             len: tokens.len(),
-            used: 0,
+            lasting,
+            used: self.snapshots.clock,
         });
         self.snapshots.used += 1;
-        self.snapshots.touch(place);
         self.node_mut(block).snapshots.push(place);
         Some(place)
     }

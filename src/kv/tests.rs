@@ -111,10 +111,11 @@ impl World {
         true
     }
 
-    fn save(&mut self, i: usize) {
+    fn save(&mut self, i: usize, lasting: bool) {
         let sequence = &self.live[i];
         let tokens = &sequence.tokens[..sequence.done];
-        if let Some(place) = self.cache.keep_snapshot(&sequence.table, tokens) {
+        let place = self.cache.keep_snapshot(&sequence.table, tokens, lasting);
+        if let Some(place) = place {
             assert!(place < SNAPSHOTS);
             self.windows.insert(place, content(tokens));
             assert!(self.cache.has_snapshot(&sequence.table.blocks, tokens));
@@ -171,9 +172,8 @@ enum Step {
         more: Vec<u32>,
     },
     Run(usize, usize),
-    Save(usize),
+    Save(usize, bool),
     Release(usize),
-    Forget,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -182,9 +182,8 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0usize..20, 0usize..160, more)
             .prop_map(|(from, keep, more)| Step::Admit { from, keep, more }),
         12 => (0usize..4, 1usize..70).prop_map(|(i, rows)| Step::Run(i, rows)),
-        5 => (0usize..4).prop_map(Step::Save),
+        5 => (0usize..4, any::<bool>()).prop_map(|(i, lasting)| Step::Save(i, lasting)),
         3 => (0usize..4).prop_map(Step::Release),
-        1 => Just(Step::Forget),
     ]
 }
 
@@ -212,14 +211,10 @@ proptest! {
                 Step::Run(i, rows) if i < world.live.len() => {
                     world.run(i, rows);
                 }
-                Step::Save(i) if i < world.live.len() => world.save(i),
+                Step::Save(i, lasting) if i < world.live.len() => world.save(i, lasting),
                 Step::Release(i) if i < world.live.len() => {
                     let gone = world.live.remove(i);
                     world.cache.release(gone.table);
-                }
-                Step::Forget if world.live.is_empty() => {
-                    world.cache.forget();
-                    prop_assert_eq!(world.cache.cached() + world.cache.snapshots_used(), 0);
                 }
                 _ => {}
             }
@@ -239,7 +234,7 @@ fn whole(world: &mut World, tokens: &[u32]) -> usize {
     world.admit(tokens.to_vec());
     let cached = world.live[0].done;
     assert!(world.run(0, tokens.len()));
-    world.save(0);
+    world.save(0, true);
     let gone = world.live.remove(0);
     world.cache.release(gone.table);
     world.check();
@@ -291,6 +286,79 @@ fn a_snapshot_goes_with_the_block_below_it() {
     whole(&mut world, &[5; 3 * KV_BLOCK]);
     assert_eq!(world.cache.snapshots_used(), 1);
     assert_eq!(world.cache.find(&first).len, 0);
+}
+
+#[test]
+fn a_snapshot_is_of_its_own_tokens_only() {
+    let mut world = World::new(6);
+    let saved: Vec<u32> = (0..40).collect();
+    whole(&mut world, &saved);
+    // The same block before it, then others, whose windows nobody kept.
+    let mut other = saved[..KV_BLOCK].to_vec();
+    other.extend(100..120);
+    world.admit(other.clone());
+    assert!(world.run(0, other.len()));
+    let gone = world.live.remove(0);
+    world.cache.release(gone.table);
+    other.push(7);
+    let found = world.cache.find(&other);
+    assert_eq!(found.len, KV_BLOCK + 20);
+    assert_eq!(world.cache.snapshot_within(&found, &other), None);
+}
+
+#[test]
+fn passing_snapshots_leave_lasting_ones_their_places() {
+    let mut world = World::new(40);
+    let conversation = |n: u32| vec![n; 40];
+    for n in 0..SNAPSHOTS as u32 - 1 {
+        whole(&mut world, &conversation(n));
+    }
+    // A long prompt with a snapshot at every block takes the free place, and that again.
+    let long = vec![99; 20 * KV_BLOCK];
+    world.admit(long.clone());
+    for _ in 0..20 {
+        assert!(world.run(0, KV_BLOCK));
+        world.save(0, false);
+    }
+    let has = |world: &World, tokens: &[u32]| {
+        let mut more = tokens.to_vec();
+        more.push(50);
+        let found = world.cache.find(&more);
+        world.cache.snapshot_within(&found, &more).map(|at| at.1)
+    };
+    for n in 0..SNAPSHOTS as u32 - 1 {
+        assert_eq!(has(&world, &conversation(n)), Some(40), "{n}");
+    }
+    assert_eq!(has(&world, &long), Some(long.len()));
+    // What was of use lasts as well: then the least recently used goes.
+    world.save(0, true);
+    let gone = world.live.remove(0);
+    world.cache.release(gone.table);
+    whole(&mut world, &conversation(90));
+    assert_eq!(has(&world, &long), Some(long.len()));
+    assert_eq!(has(&world, &conversation(0)), None);
+    assert_eq!(has(&world, &conversation(1)), Some(40));
+}
+
+/// Two paths with one hash: the second one is computed each time, and never taken for the first.
+#[test]
+fn a_collision_costs_a_hit_only() {
+    let mut world = World::new(8);
+    let (first, second) = (vec![1; 2 * KV_BLOCK], vec![2; 2 * KV_BLOCK + 5]);
+    whole(&mut world, &first);
+    let block = world.cache.find(&first).blocks[0];
+    let hash = extend(world.cache.root.hash, &second[..KV_BLOCK]);
+    world.cache.index.insert(hash, block);
+    for _ in 0..2 {
+        world.admit(second.clone());
+        assert!(world.run(0, second.len()));
+        assert_eq!(world.live[0].table.whole, 0);
+        world.save(0, true);
+        let gone = world.live.remove(0);
+        world.cache.release(gone.table);
+        assert!(world.cache.find(&second).blocks.is_empty());
+    }
+    assert_eq!(world.cache.find(&first).len, first.len());
 }
 
 #[test]

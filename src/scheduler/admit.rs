@@ -123,10 +123,8 @@ impl Scheduler {
         let shared = ahead.map(|live| {
             let both = live.sequence.tokens.iter().zip(&sequence.tokens[..most]);
             let len = both.take_while(|(a, b)| a == b).count();
-            // A cut just before is as good as one more.
-            let near = live.cuts.iter().rev().find(|&&cut| cut <= len);
-            let cut = near.filter(|&&cut| cut > live.done && len - cut < KV_BLOCK);
-            (live.sequence.id, live.done, cut.copied().unwrap_or(len))
+            let len = plan::cut_at(len, live.done, &live.cuts);
+            (live.sequence.id, live.done, len)
         });
         let worth = shared.filter(|&(_, done, len)| len > done && len >= resume.start + WORTH);
         let best = worth.max_by_key(|&(id, _, len)| (len, u64::MAX - id));
@@ -162,7 +160,8 @@ impl Scheduler {
                 if !self.running.is_empty() {
                     return Some(sequence);
                 }
-                // Alone, it can have every block, if it holds none of what it would copy from.
+                // Alone, it can have every block, if it holds none of what it would copy from. They are
+                // enough for a whole context.
                 resume = Resume::anew(Found::nothing());
                 if let Err(full) = self.cache.grow(&mut table, tokens) {
                     let failure = Failure::Broken(full.to_string());
@@ -210,11 +209,22 @@ impl Scheduler {
         slot: usize,
     ) -> Result<bool> {
         let Resume { kept, found, .. } = resume;
-        self.cache.share(table, &found.blocks[..kept / KV_BLOCK]);
-        if kept % KV_BLOCK != 0 {
-            let Some(from) = found.tail else {
-                return Ok(false);
-            };
+        let shared = &found.blocks[..kept / KV_BLOCK];
+        let tail = found.tail.filter(|_| kept % KV_BLOCK != 0);
+        let mut needed = tokens.div_ceil(KV_BLOCK).saturating_sub(shared.len()) + reserve;
+        ensure!(
+            tail.is_some() || kept.is_multiple_of(KV_BLOCK),
+            "position {kept} is in no block"
+        );
+        if let Some(tail) = tail {
+            // The copy, and what is copied, for that moment.
+            needed = needed.max(1 + self.cache.idle(&[tail]));
+        }
+        if needed + self.cache.idle(shared) > self.cache.available() {
+            return Ok(false);
+        }
+        self.cache.share(table, shared);
+        if let Some(from) = tail {
             self.cache.hold(from);
             let grown = self.cache.grow(table, *kept);
             let to = table.blocks.last().copied();
@@ -227,8 +237,7 @@ impl Scheduler {
                 return Ok(false);
             }
         }
-        let needed = tokens.div_ceil(KV_BLOCK).saturating_sub(table.blocks.len());
-        if needed + reserve > self.cache.available() || self.cache.grow(table, tokens).is_err() {
+        if self.cache.grow(table, tokens).is_err() {
             return Ok(false);
         }
         if let Some(place) = resume.snapshot {
@@ -278,7 +287,15 @@ impl Scheduler {
 
     /// Where the pieces of a prompt must end.
     fn cuts(&self, tokens: &[u32], resume: &Resume, table: &Table) -> VecDeque<usize> {
-        let cuts = plan::cuts(tokens, resume.start, self.rules.marker);
+        let mut cuts = plan::cuts(tokens, resume.start, self.rules.marker);
+        // Prompts are known to part there, and the next that does shall not rebuild the windows.
+        let parting = resume.found.len;
+        if parting >= resume.start + WORTH
+            && resume.found.end != End::Evicted
+            && let Err(place) = cuts.binary_search(&parting)
+        {
+            cuts.insert(place, parting);
+        }
         let wanted = |&cut: &usize| {
             cut >= resume.exact && !self.cache.has_snapshot(&table.blocks, &tokens[..cut])
         };

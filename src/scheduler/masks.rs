@@ -1,20 +1,25 @@
 //! Masks are computed beside the forward pass, by a thread or two of their own.
 //!
 //! A constraint travels to such a thread with the token that came last, and comes back with the next
-//! mask. One that is slow or panics holds up nobody but its own request.
+//! mask. One that is slow or panics holds up its own request; the others wait a tenth of a forward
+//! pass for it at most.
 
 use super::Message;
 use crate::{
-    engine::Failure,
+    engine::{Cancel, Failure},
     sampler::{Mask, MaskSource},
 };
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, PoisonError, mpsc},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc},
+    time::{Duration, Instant},
 };
 
-/// Threads; one slow schema leaves the other one for the rest.
+/// Threads. The first takes any mask; the others only those that were quick the last time, so that
+/// slow schemas, however many, leave them to the rest.
 const THREADS: usize = 2;
+/// A mask that takes longer is a slow one.
+const SLOW: Duration = Duration::from_millis(5);
 
 /// A request's constraint, and where it is.
 pub struct Constraint {
@@ -24,6 +29,8 @@ pub struct Constraint {
     last: Option<u32>,
     /// What may come next, once that is known.
     mask: Option<Result<Mask, Failure>>,
+    /// What its last mask took.
+    cost: Duration,
 }
 
 impl Constraint {
@@ -32,6 +39,7 @@ impl Constraint {
             source: Some(source),
             last: None,
             mask: None,
+            cost: Duration::ZERO,
         }
     }
 
@@ -50,6 +58,7 @@ impl Constraint {
     pub fn put(&mut self, done: Done) {
         self.source = done.source;
         self.mask = Some(done.mask);
+        self.cost = done.cost;
     }
 }
 
@@ -58,6 +67,11 @@ struct Task {
     id: u64,
     source: Box<dyn MaskSource>,
     last: Option<u32>,
+    /// What the request's last mask took.
+    cost: Duration,
+    /// When it would be there, had a thread taken it at once.
+    due: Instant,
+    cancel: Cancel,
 }
 
 /// A mask, and the constraint back.
@@ -66,55 +80,99 @@ pub struct Done {
     pub id: u64,
     source: Option<Box<dyn MaskSource>>,
     mask: Result<Mask, Failure>,
+    cost: Duration,
+}
+
+/// Tasks that no thread has taken yet.
+#[derive(Default)]
+struct Queue {
+    pending: Mutex<Pending>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Pending {
+    tasks: Vec<Task>,
+    /// No more come.
+    over: bool,
+}
+
+impl Queue {
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Pending)) {
+        change(&mut self.pending());
+        self.changed.notify_all();
+    }
+
+    /// The next task, once there is one; of the quick ones only, if `quick`. A quick one passes a
+    /// slow one that came before, but not for ever. `None` at the end.
+    fn next(&self, quick: bool) -> Option<Task> {
+        let mut pending = self.pending();
+        while !pending.over {
+            // Their requests end without.
+            pending.tasks.retain(|task| !task.cancel.is_cancelled());
+            let mine = pending.tasks.iter().enumerate();
+            let mine = mine.filter(|(_, task)| !quick || task.cost <= SLOW);
+            match mine.min_by_key(|(_, task)| task.due) {
+                Some((at, _)) => return Some(pending.tasks.swap_remove(at)),
+                None => {
+                    let changed = self.changed.wait(pending);
+                    pending = changed.unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        }
+        None
+    }
 }
 
 /// The threads, started when first needed.
 pub struct Masks {
-    tasks: Option<mpsc::Sender<Task>>,
+    queue: Option<Arc<Queue>>,
     inbox: mpsc::Sender<Message>,
 }
 
 impl Masks {
     /// Finished masks go to `inbox`.
     pub fn new(inbox: mpsc::Sender<Message>) -> Masks {
-        Masks { tasks: None, inbox }
+        Masks { queue: None, inbox }
     }
 
-    /// Begins to compute the next mask of request `id`, unless that is known or under way.
-    pub fn begin(&mut self, id: u64, constraint: &mut Constraint) {
+    /// Begins to compute the next mask of request `id`, unless that is known or under way. It is not
+    /// computed once `cancel` is set.
+    pub fn begin(&mut self, id: u64, constraint: &mut Constraint, cancel: &Cancel) {
         if constraint.mask.is_some() {
             return;
         }
         let Some(source) = constraint.source.take() else {
             return;
         };
-        let last = constraint.last.take();
-        let task = Task { id, source, last };
-        let unsent = match self.tasks() {
-            Some(tasks) => tasks.send(task).err().map(|error| error.0),
-            None => Some(task),
+        let task = Task {
+            id,
+            source,
+            last: constraint.last.take(),
+            cost: constraint.cost,
+            due: Instant::now() + constraint.cost,
+            cancel: cancel.clone(),
         };
-        // No threads to be had: compute it here.
-        if let Some(task) = unsent {
-            constraint.put(task.run());
+        match self.queue() {
+            Some(queue) => queue.change(|pending| pending.tasks.push(task)),
+            // No threads to be had: compute it here.
+            None => constraint.put(task.run()),
         }
     }
 
-    fn tasks(&mut self) -> Option<&mpsc::Sender<Task>> {
-        if self.tasks.is_none() {
-            let (sender, receiver) = mpsc::channel::<Task>();
-            let receiver = Arc::new(Mutex::new(receiver));
+    fn queue(&mut self) -> Option<&Queue> {
+        if self.queue.is_none() {
+            let queue = Arc::new(Queue::default());
             let mut started = 0;
             for n in 0..THREADS {
-                let (receiver, inbox) = (receiver.clone(), self.inbox.clone());
+                let (queue, inbox, quick) = (queue.clone(), self.inbox.clone(), started > 0);
                 let thread = std::thread::Builder::new().name(format!("masks-{n}"));
                 let work = move || {
-                    loop {
-                        let task = receiver
-                            .lock()
-                            .unwrap_or_else(PoisonError::into_inner)
-                            .recv();
-                        let Ok(task) = task else { return };
+                    while let Some(task) = queue.next(quick) {
                         if inbox.send(Message::Mask(task.run())).is_err() {
                             return;
                         }
@@ -122,9 +180,17 @@ impl Masks {
                 };
                 started += usize::from(thread.spawn(work).is_ok());
             }
-            self.tasks = (started > 0).then_some(sender);
+            self.queue = (started > 0).then_some(queue);
         }
-        self.tasks.as_ref()
+        self.queue.as_deref()
+    }
+}
+
+impl Drop for Masks {
+    fn drop(&mut self) {
+        if let Some(queue) = &self.queue {
+            queue.change(|pending| pending.over = true);
+        }
     }
 }
 
@@ -134,20 +200,25 @@ impl Task {
             id,
             mut source,
             last,
+            ..
         } = self;
+        let started = Instant::now();
         let next = catch_unwind(AssertUnwindSafe(|| {
             let accepted = last.map_or(Ok(()), |last| source.accept(last));
             accepted.and_then(|()| source.mask())
         }));
+        let cost = started.elapsed();
         match next {
             Ok(mask) => Done {
                 id,
+                cost,
                 source: Some(source),
                 // It would fail so every time: the request asks for what can't be enforced.
                 mask: mask.map_err(Failure::Invalid),
             },
             Err(panic) => Done {
                 id,
+                cost,
                 source: None,
                 mask: Err(Failure::Broken(format!(
                     "the constraint panicked: {}",
@@ -155,5 +226,65 @@ impl Task {
                 ))),
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Says that its mask was begun, and waits until it may be done.
+    struct Gated(u64, mpsc::Sender<u64>, mpsc::Receiver<()>);
+
+    impl MaskSource for Gated {
+        fn mask(&mut self) -> Result<Mask, String> {
+            let _ = self.1.send(self.0);
+            let _ = self.2.recv();
+            Ok(Mask::Any)
+        }
+
+        fn accept(&mut self, _: u32) -> Result<(), String> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn slow_masks_leave_a_thread_to_quick_ones() {
+        let (inbox, finished) = mpsc::channel();
+        let (begun, began) = mpsc::channel();
+        let mut masks = Masks::new(inbox);
+        let mut gates = Vec::new();
+        let mut begin = |id, cost, cancel: &Cancel| {
+            let (permit, gate) = mpsc::channel();
+            let mut constraint = Constraint::new(Box::new(Gated(id, begun.clone(), gate)));
+            constraint.cost = cost;
+            masks.begin(id, &mut constraint, cancel);
+            gates.push(Some(permit));
+        };
+        let (slow, cancel) = (Duration::from_secs(1), Cancel::default());
+        let patience = Duration::from_secs(60);
+        let next = || began.recv_timeout(patience);
+        let done = || match finished.recv_timeout(patience) {
+            Ok(Message::Mask(done)) => done.id,
+            _ => panic!("no mask"),
+        };
+        // Four of one slow schema, the third of them given up meanwhile; then a quick one.
+        begin(0, slow, &Cancel::default());
+        assert_eq!(next(), Ok(0));
+        begin(1, 2 * slow, &Cancel::default());
+        begin(2, slow, &cancel);
+        begin(3, slow, &Cancel::default());
+        cancel.cancel();
+        begin(4, Duration::ZERO, &Cancel::default());
+        assert_eq!(next(), Ok(4));
+        gates[4] = None;
+        assert_eq!(done(), 4);
+        // The less slow one first, and nothing of what was given up.
+        gates[0] = None;
+        assert_eq!((done(), next()), (0, Ok(3)));
+        gates[3] = None;
+        assert_eq!((done(), next()), (3, Ok(1)));
+        gates[1] = None;
+        assert_eq!(done(), 1);
     }
 }

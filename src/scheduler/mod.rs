@@ -7,8 +7,8 @@
 //!
 //! Why no request waits for ever:
 //! - Each step gives a row to every running sequence that decodes, and rows to the oldest prompt. So
-//!   the oldest running sequence advances in every step, but for one that waits for its own mask,
-//!   which holds up nobody else.
+//!   the oldest running sequence advances in every step, but for one that waits for its own mask; a
+//!   step is no more than a tenth longer for that.
 //! - Blocks that run out are taken from the youngest running sequence, never from an older one. So
 //!   the oldest is never preempted; it ends after at most `context` tokens of its own, and then the
 //!   next one is the oldest. One that runs alone has the whole cache, and ends when it is full.
@@ -16,7 +16,9 @@
 //!   running ones need next; with nothing running all blocks can be had, and any prompt that was
 //!   accepted fits. A preempted sequence keeps its place in that order.
 //! - A sequence steps aside only for one that runs and computes the same beginning, and only until
-//!   that has passed the parting point, ends, or is preempted.
+//!   that has passed the parting point, ends, or is preempted. Up to there it runs as early as the
+//!   other would.
+//! - A step that fails or panics ends what runs; then slots and cache are as at the start.
 
 mod admit;
 mod masks;
@@ -26,16 +28,16 @@ mod sequence;
 mod step;
 
 pub use masks::{Constraint, Done};
-pub use sequence::Sequence;
+pub use sequence::{Client, Sequence};
 
 use crate::{
     backend::{Backend, Batch, snapshot_bytes},
-    engine::{Event, EventSender, Failure, FinishReason, Stats},
+    engine::{Event, Failure, FinishReason, Stats},
     kv::KvCache,
 };
 use anyhow::{Result, anyhow};
 use masks::Masks;
-use plan::Pace;
+use plan::{GRID, Pace};
 use sequence::Live;
 use std::{
     any::Any,
@@ -48,6 +50,9 @@ use std::{
     },
     time::{Duration, Instant},
 };
+
+/// A step waits, after its forward pass, so many times less than that took for masks that are late.
+const GRACE: u32 = 10;
 
 /// What reaches the engine's thread.
 pub enum Message {
@@ -63,7 +68,7 @@ pub enum Message {
 #[derive(Default)]
 pub struct Shared {
     /// Requests accepted and not over.
-    pub live: AtomicUsize,
+    live: AtomicUsize,
     stats: Mutex<Stats>,
     retry_after: Mutex<Duration>,
 }
@@ -122,7 +127,7 @@ pub struct Scheduler {
     /// When the last request ended, or the first one came after a pause.
     last_end: Instant,
     /// Last events, to be sent when the books are in order.
-    over: Vec<(EventSender, Event)>,
+    over: Vec<(Client, Event)>,
     /// Kept between steps for its memory.
     batch: Batch,
     /// Running sequences of the batch's segments.
@@ -218,28 +223,32 @@ impl Scheduler {
 
     /// One step. `inbox` is looked at for masks that belong to it.
     pub fn step(&mut self, inbox: &mpsc::Receiver<Message>) {
+        if let Err(error) = guard(|| self.advance(inbox)) {
+            self.fail(&error);
+        }
+        self.publish();
+        self.hang_up();
+    }
+
+    fn advance(&mut self, inbox: &mpsc::Receiver<Message>) -> Result<()> {
         self.end_lost();
         self.admit();
         self.sample_late();
         self.plan();
-        if !self.batch.segments.is_empty() {
-            let started = Instant::now();
-            self.begin_masks();
-            let done = guard(|| self.backend.forward(&self.batch));
-            self.take_back_tables();
-            self.totals.steps += 1;
-            self.totals.batch_tokens = self.batch.tokens();
-            let done = done.and_then(|()| {
-                self.collect_masks(inbox);
-                self.digest()
-            });
-            match done {
-                Ok(rows) => self.pace.stepped(rows, started.elapsed()),
-                Err(error) => self.fail(&error),
-            }
+        if self.batch.segments.is_empty() {
+            return Ok(());
         }
-        self.publish();
-        self.hang_up();
+        let started = Instant::now();
+        self.begin_masks();
+        let done = self.backend.forward(&self.batch);
+        self.take_back_tables();
+        self.totals.steps += 1;
+        self.totals.batch_tokens = self.batch.tokens();
+        done?;
+        self.collect_masks(inbox, started.elapsed() / GRACE);
+        let rows = self.digest();
+        self.pace.stepped(rows, started.elapsed());
+        Ok(())
     }
 
     /// Ends everything: the engine stops.
@@ -294,13 +303,22 @@ impl Scheduler {
         self.release(live, Event::Error(failure));
     }
 
-    /// Ends all running sequences: the back end failed, and what it holds is unknown.
+    /// Ends all running sequences: the back end failed or something panicked, and what back end, books
+    /// and batch hold is unknown. With nothing running it was a waiting one's turn that went wrong.
     fn fail(&mut self, error: &anyhow::Error) {
-        while let Some(live) = self.running.pop() {
-            let failure = Failure::Broken(format!("{error:#}"));
-            self.release(live, Event::Error(failure));
+        let failure = Failure::Broken(format!("{error:#}"));
+        let running = std::mem::take(&mut self.running).into_iter();
+        let mut lost: Vec<Sequence> = running.map(|live| live.sequence).collect();
+        if lost.is_empty() {
+            lost.extend(self.waiting.pop_front());
         }
-        self.cache.forget();
+        for sequence in lost {
+            self.end(sequence, Event::Error(failure.clone()));
+        }
+        self.batch.segments.clear();
+        self.planned.clear();
+        self.cache = KvCache::new(self.totals.kv_blocks, self.totals.snapshots);
+        self.free_slots = (0..self.rules.slots).rev().collect();
     }
 
     fn release(&mut self, live: Live, last: Event) {
@@ -313,21 +331,18 @@ impl Scheduler {
         self.pace.finished(self.last_end.elapsed());
         self.last_end = Instant::now();
         self.totals.finished += 1;
-        self.over.push((sequence.events, last));
+        self.over.push((sequence.client, last));
     }
 
     /// Sends last events, after the statistics that count them.
     fn hang_up(&mut self) {
-        for (events, last) in self.over.drain(..) {
-            self.shared.live.fetch_sub(1, Ordering::Relaxed);
-            // Nobody may be listening.
-            let _ = events.send(last);
+        for (mut client, last) in self.over.drain(..) {
+            client.leave(last);
         }
     }
 
     fn publish(&mut self) {
         self.totals.running = self.running.len();
-        self.totals.waiting = self.waiting.len();
         self.totals.kv_blocks_in_use = self.cache.in_use();
         self.totals.kv_blocks_cached = self.cache.cached();
         self.totals.snapshots_used = self.cache.snapshots_used();
@@ -350,7 +365,9 @@ fn keep_windows(cache: &mut KvCache, backend: &mut dyn Backend, live: &Live) {
         return;
     }
     let tokens = &live.sequence.tokens[..live.done];
-    if let Some(place) = cache.keep_snapshot(&live.table, tokens)
+    // Where nobody has parted yet and the prompt goes on for long, it is less likely to be of use.
+    let lasting = live.done + GRID > live.sequence.prompt;
+    if let Some(place) = cache.keep_snapshot(&live.table, tokens, lasting)
         && guard(|| backend.save(live.slot, place)).is_err()
     {
         cache.drop_snapshot(place);
@@ -360,7 +377,7 @@ fn keep_windows(cache: &mut KvCache, backend: &mut dyn Backend, live: &Live) {
 /// Runs `work`; a panic in it is an error.
 fn guard<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work))
-        .unwrap_or_else(|panic| Err(anyhow!("the back end panicked: {}", words(&*panic))))
+        .unwrap_or_else(|panic| Err(anyhow!("the engine panicked: {}", words(&*panic))))
 }
 
 /// What a panic said.

@@ -1,7 +1,7 @@
 //! How a step is shared: which rows run, and where prompts are cut. Numbers only; no choice here
 //! changes any answer.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 /// Windows are kept every so many tokens, whatever the tokens are.
 pub const GRID: usize = 1024;
@@ -44,12 +44,28 @@ pub fn cuts(tokens: &[u32], from: usize, marker: Option<u32>) -> Vec<usize> {
     cuts
 }
 
+/// Where to cut a prompt that has run up to `done` and has `cuts` already, for one that shares its first
+/// `len` tokens: there, or a little before, so that cuts are never closer than pays.
+pub fn cut_at(len: usize, done: usize, cuts: &VecDeque<usize>) -> usize {
+    let next = cuts.partition_point(|&cut| cut <= len);
+    let after = cuts.get(next).copied();
+    let before = next.checked_sub(1).and_then(|at| cuts.get(at).copied());
+    let at = match after {
+        Some(after) if after < len + WORTH => after.saturating_sub(WORTH),
+        _ => len,
+    };
+    match before {
+        Some(before) if before > done && at < before + WORTH => before,
+        _ => at,
+    }
+}
+
 /// What a sequence with a prompt under way could use.
 #[derive(Debug, Clone, Copy)]
 pub struct Want {
     /// Rows up to its next cut.
     pub rows: usize,
-    /// Rows to the end of its prompt.
+    /// Rows to the end of its prompt, or to where the first that follows it goes on alone.
     pub remaining: usize,
     /// Order of arrival.
     pub id: u64,
@@ -129,6 +145,35 @@ fn average(mean: &mut Option<f64>, value: f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn followers_share_cuts_that_pay() {
+        let at = |len, done, cuts: &[usize]| cut_at(len, done, &cuts.iter().copied().collect());
+        assert_eq!(at(500, 0, &[]), 500);
+        assert_eq!(at(500, 0, &[400, 600]), 500);
+        // Near a cut that is there already, before or behind.
+        assert_eq!(at(500, 0, &[437, 600]), 437);
+        assert_eq!(at(500, 437, &[437, 600]), 500);
+        assert_eq!(at(500, 0, &[400, 540]), 476);
+        assert_eq!(at(500, 0, &[420, 540]), 420);
+        assert_eq!(at(500, 0, &[500]), 500);
+        assert_eq!(at(20, 0, &[40]), 0);
+        // However many part, and wherever: no cut is nearer to the next than pays.
+        let mut cuts = VecDeque::new();
+        for i in 0..5000usize {
+            let len = i * i % 9973;
+            let cut = cut_at(len, 0, &cuts);
+            assert!(cut <= len && len - cut <= 2 * WORTH, "{cut} of {len}");
+            // Less is not waited for.
+            if let Err(place) = cuts.binary_search(&cut)
+                && cut >= WORTH
+            {
+                cuts.insert(place, cut);
+            }
+        }
+        let apart = cuts.iter().zip(cuts.iter().skip(1)).map(|(a, b)| b - a);
+        assert!(apart.min() >= Some(WORTH), "{cuts:?}");
+    }
 
     #[test]
     fn prompts_are_cut_where_others_may_part() {

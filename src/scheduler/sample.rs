@@ -6,7 +6,10 @@ use crate::{
     sampler::{Mask, Sampled, Sampler},
 };
 use anyhow::Result;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Mutex, PoisonError},
+};
 
 /// Logits for which a thread is worth its start: a few rows of a full vocabulary.
 const THREAD_LOGITS: usize = 1 << 20;
@@ -46,21 +49,26 @@ fn run(draws: &mut [Draw]) {
     let logits: usize = draws.iter().map(|draw| draw.logits.len()).sum();
     let most = std::thread::available_parallelism().map_or(1, |n| n.get());
     let threads = (logits / THREAD_LOGITS).clamp(1, most);
-    let share = draws.len().div_ceil(threads).max(1);
-    let mut parts = draws.chunks_mut(share);
-    let own = parts.next();
-    std::thread::scope(|scope| {
-        for part in parts {
-            scope.spawn(|| part.iter_mut().for_each(Draw::run));
+    let parts = Mutex::new(draws.chunks_mut(draws.len().div_ceil(threads).max(1)));
+    let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || {
+        while let Some(part) = next() {
+            part.iter_mut().for_each(Draw::run);
         }
-        own.into_iter().flatten().for_each(Draw::run);
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            // Where the system has no thread left, this one does it all.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, work);
+        }
+        work();
     });
 }
 
 impl Scheduler {
     /// Chooses the next token of each running sequence in `ready`, which says whose last row has run
     /// and where its logits are. Who waits for a mask keeps a copy of them.
-    pub(super) fn sample(&mut self, mut ready: Vec<(usize, usize)>) -> Result<()> {
+    pub(super) fn sample(&mut self, mut ready: Vec<(usize, usize)>) {
         let mut draws = Vec::new();
         let mut done = Vec::new();
         let backend = &*self.backend;
@@ -101,7 +109,6 @@ impl Scheduler {
             .map(|draw| (draw.live, draw.drawn))
             .collect();
         self.settle(drawn, done);
-        Ok(())
     }
 
     /// The same for those whose masks came late.
@@ -192,7 +199,7 @@ impl Scheduler {
             });
             sequence.scored += 1;
         }
-        let _ = sequence.events.send(Event::PromptLogprobs(scores));
+        let _ = sequence.client.send(Event::PromptLogprobs(scores));
         Ok(())
     }
 }

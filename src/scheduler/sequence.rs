@@ -1,15 +1,67 @@
 //! One request on its way: what it asked for, what it has, and where it stands.
 
-use super::masks::Constraint;
+use super::{Shared, masks::Constraint};
 use crate::{
-    engine::{Cancel, Event, EventSender, Failure, FinishReason, Miss, Usage},
+    engine::{Cancel, Event, EventSender, Failure, FinishReason, Miss, Unheard, Usage},
     kv::Table,
     sampler::{Sampled, Sampler},
 };
 use std::{
     collections::VecDeque,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
+
+/// A request's place among those that the engine has accepted, and the way to who made it. The place
+/// is given back when the last event is sent, and whoever drops this without one tells that too.
+pub struct Client {
+    events: EventSender,
+    shared: Arc<Shared>,
+    gone: bool,
+}
+
+impl Client {
+    /// Takes one of `most` places; the error says how many are taken.
+    pub fn enter(shared: &Arc<Shared>, most: usize, events: EventSender) -> Result<Client, usize> {
+        let taken = (shared.live).fetch_update(Ordering::Relaxed, Ordering::Relaxed, |live| {
+            (live < most).then_some(live + 1)
+        });
+        taken.map(|_| Client {
+            events,
+            shared: shared.clone(),
+            gone: false,
+        })
+    }
+
+    /// Sends one event that is not the last.
+    pub fn send(&self, event: Event) -> Result<(), Unheard> {
+        self.events.send(event)
+    }
+
+    /// Whether nobody listens any more.
+    pub fn is_closed(&self) -> bool {
+        self.events.is_closed()
+    }
+
+    /// Gives the place back and sends the last event.
+    pub fn leave(&mut self, last: Event) {
+        if !std::mem::replace(&mut self.gone, true) {
+            self.shared.live.fetch_sub(1, Ordering::Relaxed);
+            // Nobody may be listening.
+            let _ = self.events.send(last);
+        }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let failure = match std::thread::panicking() {
+            true => Failure::Broken("the engine panicked".into()),
+            false => Failure::Stopped,
+        };
+        self.leave(Event::Error(failure));
+    }
+}
 
 /// A request, waiting or running. It survives preemption: nothing here is lost or repeated.
 pub struct Sequence {
@@ -34,7 +86,7 @@ pub struct Sequence {
     /// Ends it.
     pub cancel: Cancel,
     /// Where its events go.
-    pub events: EventSender,
+    pub client: Client,
     /// What it took so far.
     pub usage: Usage,
     /// Tokens of the prompt that were reported as done.
@@ -54,7 +106,7 @@ pub struct Sequence {
 impl Sequence {
     /// Whether nobody waits for it any more.
     pub fn is_cancelled(&self) -> bool {
-        self.cancel.is_cancelled() || self.events.is_closed()
+        self.cancel.is_cancelled() || self.client.is_closed()
     }
 
     /// Whether the row of its last token needs logits.
@@ -68,7 +120,7 @@ impl Sequence {
         if done > self.reported || self.admitted.is_none() {
             self.reported = done;
             // A receiver that is gone is seen at the next step.
-            let _ = self.events.send(Event::Prefill {
+            let _ = self.client.send(Event::Prefill {
                 done,
                 total: self.prompt,
                 cached: self.usage.cached_tokens,
@@ -85,7 +137,7 @@ impl Sequence {
         if let Some(constraint) = &mut self.constraint {
             constraint.take(id);
         }
-        if self.events.send(Event::Token { id, logprob, top }).is_err() {
+        if self.client.send(Event::Token { id, logprob, top }).is_err() {
             return Some(FinishReason::Cancelled);
         }
         if self.stop_ids.contains(&id) {
@@ -170,5 +222,36 @@ impl Live {
     /// The row that tells the next log-probability.
     fn first_scored(&self) -> usize {
         self.sequence.scored.saturating_sub(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Events;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    #[test]
+    fn a_client_that_is_lost_hears_of_it_and_leaves_its_place() {
+        let shared = Arc::new(Shared::default());
+        let enter = || {
+            let (sender, events) = Events::channel();
+            (Client::enter(&shared, 1, sender), events)
+        };
+        for panics in [false, true] {
+            let (client, events) = enter();
+            assert_eq!(enter().0.err(), Some(1));
+            let lost = catch_unwind(AssertUnwindSafe(|| {
+                let _client = client;
+                assert!(!panics, "a bug");
+            }));
+            assert_eq!(lost.is_err(), panics);
+            let last = match panics {
+                true => Failure::Broken("the engine panicked".into()),
+                false => Failure::Stopped,
+            };
+            assert_eq!(events.collect::<Vec<_>>(), [Event::Error(last)]);
+            assert_eq!(shared.live.load(Ordering::Relaxed), 0);
+        }
     }
 }

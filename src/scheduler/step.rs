@@ -1,7 +1,7 @@
 //! One step: which rows run, with whose masks, and what came of them.
 
 use super::{
-    Message, Scheduler, guard, keep_windows,
+    Message, Scheduler, keep_windows,
     plan::{self, GRID, Want},
     sequence::Live,
 };
@@ -9,7 +9,6 @@ use crate::{
     backend::{LogitRows, Segment},
     engine::{Failure, FinishReason},
 };
-use anyhow::Result;
 use std::{
     sync::mpsc,
     time::{Duration, Instant},
@@ -17,8 +16,6 @@ use std::{
 
 /// Rows whose logits a step computes to score prompts: bounds the memory that they take.
 const SCORED_ROWS: usize = 32;
-/// How long a step waits, after its forward pass, for masks that are not ready.
-const MASK_GRACE: Duration = Duration::from_millis(5);
 
 impl Scheduler {
     /// Fills the batch: decoding rows first, then pieces of prompts.
@@ -56,9 +53,14 @@ impl Scheduler {
                 } else {
                     usize::MAX
                 };
+                // Who follows it waits for no more than that; its own turn may be much later.
+                let followers = self.waiting.iter().filter_map(|waiting| waiting.follows);
+                let awaited = followers
+                    .filter(|&(id, len)| id == live.sequence.id && len > live.done)
+                    .map(|(_, len)| len - live.done);
                 Want {
                     rows: (live.limit() - live.done).min(most),
-                    remaining: live.pending(),
+                    remaining: awaited.min().unwrap_or_else(|| live.pending()),
                     id: live.sequence.id,
                 }
             })
@@ -116,6 +118,7 @@ impl Scheduler {
                 if live.late.is_some() || self.cache.grow(&mut live.table, end).is_ok() {
                     break;
                 }
+                // Alone it has all blocks, and a context fits into these: only a guard.
                 if self.running.len() == 1 {
                     self.running[i].sequence.usage.context_full = true;
                     self.finish(i, FinishReason::Length);
@@ -150,14 +153,14 @@ impl Scheduler {
             if let (true, true, Some(constraint)) =
                 (ends, sequence.is_sampled(), &mut sequence.constraint)
             {
-                self.masks.begin(sequence.id, constraint);
+                self.masks.begin(sequence.id, constraint, &sequence.cancel);
             }
         }
     }
 
-    /// Waits a little for the masks of this step.
-    pub(super) fn collect_masks(&mut self, inbox: &mpsc::Receiver<Message>) {
-        let deadline = Instant::now() + MASK_GRACE;
+    /// Waits for the masks of this step, up to `patience`.
+    pub(super) fn collect_masks(&mut self, inbox: &mpsc::Receiver<Message>, patience: Duration) {
+        let deadline = Instant::now() + patience;
         let missing = |scheduler: &Scheduler| {
             scheduler
                 .batch
@@ -185,7 +188,7 @@ impl Scheduler {
     }
 
     /// Hands out what the forward pass gave. Returns the rows of prompts.
-    pub(super) fn digest(&mut self) -> Result<usize> {
+    pub(super) fn digest(&mut self) -> usize {
         let mut first_row = 0;
         let mut prompt_rows = 0;
         let mut ready = Vec::new();
@@ -219,8 +222,8 @@ impl Scheduler {
                 ready.push((i, first_row.saturating_sub(1)));
             }
         }
-        guard(|| self.sample(ready))?;
-        Ok(prompt_rows)
+        self.sample(ready);
+        prompt_rows
     }
 
     /// Keeps the windows of a running sequence if this is a position where that is wanted.

@@ -118,7 +118,6 @@ fn a_seed_reproduces_an_answer_and_is_reported() {
 /// rows.
 #[test]
 fn prompts_are_scored() {
-    use crate::paged::{Oracle, PADDING, VOCAB};
     let mut limits = small();
     limits.batch_tokens = 100;
     let (engine, seen) = start(limits);
@@ -147,27 +146,7 @@ fn prompts_are_scored() {
             .iter()
             .all(|&rows| rows <= 32)
     );
-    let ids: Vec<u32> = outcome.scores.iter().map(|score| score.id).collect();
-    assert_eq!(ids, prompt);
-    assert_eq!(outcome.scores[0].logprob, None);
-    let mut oracle = Oracle::default();
-    for (at, pair) in prompt.windows(2).enumerate() {
-        let logits = oracle.push(pair[0]);
-        let score = &outcome.scores[at + 1];
-        // log-softmax in f64, by the definition.
-        let total: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
-        let logprob = |id: u32| f64::from(logits[id as usize]) - total.ln();
-        let found = f64::from(score.logprob.unwrap());
-        assert!((found - logprob(pair[1])).abs() < 1e-5);
-        let mut best: Vec<u32> = (0..VOCAB as u32).filter(|&id| id != PADDING).collect();
-        best.sort_by(|&a, &b| {
-            logits[b as usize]
-                .total_cmp(&logits[a as usize])
-                .then(a.cmp(&b))
-        });
-        let top: Vec<u32> = score.top.iter().map(|&(id, _)| id).collect();
-        assert_eq!(top, best[..3]);
-    }
+    outcome.assert_scored(&prompt, 3);
     // Nothing is sampled from a prompt that is only scored.
     let request = Request {
         prompt_logprobs: Some(0),

@@ -92,10 +92,7 @@ fn a_conversation_goes_on_where_the_prompt_ended() {
 /// An edited last message goes on from its beginning; a place in the middle from the last snapshot.
 #[test]
 fn what_parts_inside_goes_on_from_the_last_snapshot() {
-    let mut limits = long();
-    // Larger than the rest of the prompt: rebuilding from nothing is not the shorter way.
-    let (backend, seen) = Paged::new(8192, limits);
-    let engine = gossamer::engine::NativeEngine::start(backend, options()).unwrap();
+    let (engine, _) = start_with(long(), 4096, options());
     let mut prompt = numbers(1500);
     prompt.push(MARKER);
     prompt.extend(numbers(300));
@@ -111,10 +108,11 @@ fn what_parts_inside_goes_on_from_the_last_snapshot() {
     let outcome = run(&engine, greedy(&edited, 1));
     assert_eq!(outcome.cached, Some(1500));
     assert_eq!(outcome.ids, greedily(&edited, 1));
-    drop(engine);
-    drop(seen);
     // Without snapshots there is only the way from nothing.
-    limits.snapshots = 0;
+    let limits = gossamer::backend::Limits {
+        snapshots: 0,
+        ..long()
+    };
     let (engine, _) = start_with(limits, 4096, options());
     run(&engine, greedy(&prompt, 1));
     let outcome = run(&engine, greedy(&edited, 1));

@@ -275,3 +275,44 @@ fn a_second_turn_runs_its_own_rows() {
         .collect();
     assert_eq!(ids, outcome.ids);
 }
+
+/// Where two prompts part, without a message beginning there, the second rebuilds the windows; it keeps
+/// them, and the third runs its own rows only.
+#[test]
+fn a_place_where_prompts_part_is_rebuilt_once() {
+    let demo = Demo::load();
+    let mut random = Random(fresh_seed());
+    let field = demo.model.config.receptive_field();
+    let document = random.tokens(field + 500, 1000);
+    let questions = [1, 2, 3].map(|first| {
+        let mut prompt = document.clone();
+        prompt.push(1000 + first);
+        prompt.extend(random.tokens(40, 1000));
+        prompt
+    });
+    let limits = Limits {
+        slots: 2,
+        kv_blocks: 200,
+        batch_tokens: 512,
+        snapshots: 16,
+    };
+    let (engine, rows) = demo.start(limits, true);
+    let (uncached, _) = demo.start(limits, false);
+    let request = |prompt: &[u32]| Request {
+        tokens: prompt.to_vec(),
+        max_tokens: Some(1),
+        logprobs: Some(1),
+        sampling: Sampling {
+            seed: Some(3),
+            ..Sampling::default()
+        },
+        ..Request::default()
+    };
+    for (prompt, cached) in questions.iter().zip([0, 500, field + 500]) {
+        let before = rows.load(Ordering::Relaxed);
+        let found = tokens(&engine, request(prompt));
+        assert_eq!(found, tokens(&uncached, request(prompt)));
+        let ran = rows.load(Ordering::Relaxed) - before;
+        assert_eq!(ran as usize, prompt.len() - cached);
+    }
+}

@@ -1,6 +1,6 @@
 //! What goes wrong ends the request that it concerns, with words, and nothing else.
 
-use crate::{paged::*, support::*};
+use crate::support::*;
 use gossamer::{
     backend::Limits,
     engine::{Cancel, Engine, Event, Events, Failure, FinishReason, Request},
@@ -83,6 +83,45 @@ fn a_failed_step_is_an_error_and_spoils_nothing() {
         assert_eq!(outcome.cached, Some(0));
         assert_eq!(outcome.ids, greedily(&prompt, 9));
     }
+}
+
+/// Wherever in a step: who ran is told, who waited is served, and nothing is left of what was known.
+#[test]
+fn a_panic_in_the_engine_ends_who_ran_and_nothing_else() {
+    let (engine, seen) = start(two());
+    let (permit, gate) = mpsc::channel();
+    seen.lock().unwrap().gate = Some(gate);
+    let scored = engine.submit(Request {
+        prompt_logprobs: Some(0),
+        ..greedy(&numbers(150), 1)
+    });
+    let other = engine.submit(greedy(&[3; 10], 100));
+    let waiting = engine.submit(greedy(&numbers(50), 9));
+    for _ in 0..5 {
+        permit.send(()).unwrap();
+    }
+    while seen.lock().unwrap().steps.len() < 5 {
+        std::thread::yield_now();
+    }
+    // The prompt is not through: the next logits are asked for to score it.
+    seen.lock().unwrap().logits_panic = true;
+    drop(permit);
+    for events in [scored, other] {
+        match Outcome::of(events).failure() {
+            Failure::Broken(error) => assert!(error.contains("the logits are lost"), "{error}"),
+            other => panic!("{other}"),
+        }
+    }
+    let outcome = Outcome::of(waiting);
+    assert_eq!(outcome.ids, greedily(&numbers(50), 9));
+    assert_eq!(outcome.cached, Some(0));
+    assert_idle(&engine.stats());
+    // All slots and blocks are there, and what is cached now is right.
+    let again = [numbers(50), vec![3; 60]].map(|p| (engine.submit(greedy(&p, 9)), p));
+    for (events, prompt) in again {
+        assert_eq!(Outcome::of(events).ids, greedily(&prompt, 9));
+    }
+    assert_idle(&engine.stats());
 }
 
 #[test]
@@ -341,5 +380,4 @@ fn a_slow_mask_holds_up_nobody_else() {
     assert_eq!(Outcome::of(stuck).finish().0, FinishReason::Cancelled);
     assert_idle(&engine.stats());
     drop(permit);
-    assert_eq!(VOCAB, engine.info().vocab);
 }

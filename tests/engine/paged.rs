@@ -32,6 +32,8 @@ pub struct Seen {
     pub ends: Vec<Vec<usize>>,
     /// Fail the step with this number, counted from 1, so: with an error, or with a panic.
     pub fail_at: Option<(usize, bool)>,
+    /// Panic when logits are asked for, once.
+    pub logits_panic: bool,
     /// Wait for a permit before each step.
     pub gate: Option<mpsc::Receiver<()>>,
 }
@@ -308,6 +310,8 @@ impl Backend for Paged {
     }
 
     fn logits(&self, row: usize) -> &[f32] {
+        let panics = std::mem::take(&mut self.seen.lock().unwrap().logits_panic);
+        assert!(!panics, "the logits are lost");
         &self.logits[row]
     }
 

@@ -103,11 +103,10 @@ impl Plan {
             assert_eq!(outcome.ids, answer[..outcome.ids.len()]);
             return;
         }
-        assert_eq!((outcome.ids, found), (answer, reason));
+        assert_eq!((&outcome.ids, found), (&answer, reason));
         assert!(usage.cached_tokens < self.tokens.len());
         if self.scored {
-            let ids: Vec<u32> = outcome.scores.iter().map(|score| score.id).collect();
-            assert_eq!(ids, self.tokens);
+            outcome.assert_scored(&self.tokens, 1);
         }
     }
 }

@@ -114,6 +114,28 @@ impl Outcome {
         self.last.clone().unwrap().unwrap()
     }
 
+    /// Checks that each token of `prompt` was scored once, with its log-probability by the definition
+    /// and the `top` likeliest in its place.
+    pub fn assert_scored(&self, prompt: &[u32], top: usize) {
+        let ids: Vec<u32> = self.scores.iter().map(|score| score.id).collect();
+        assert_eq!(ids, prompt);
+        assert_eq!(self.scores[0].logprob, None);
+        let mut oracle = Oracle::default();
+        for (&token, score) in prompt.iter().zip(&self.scores[1..]) {
+            let logits = oracle.push(token);
+            // log-softmax in f64.
+            let total: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
+            let expected = f64::from(logits[score.id as usize]) - total.ln();
+            let found = f64::from(score.logprob.unwrap());
+            assert!((found - expected).abs() < 1e-5, "{found}, not {expected}");
+            let mut best: Vec<u32> = (0..VOCAB as u32).filter(|&id| id != PADDING).collect();
+            let logit = |id: u32| logits[id as usize];
+            best.sort_by(|&a, &b| logit(b).total_cmp(&logit(a)).then(a.cmp(&b)));
+            let found: Vec<u32> = score.top.iter().map(|&(id, _)| id).collect();
+            assert_eq!(found, best[..top]);
+        }
+    }
+
     pub fn failure(&self) -> Failure {
         self.last.clone().unwrap().unwrap_err()
     }
