@@ -32,8 +32,8 @@ pub struct EngineOptions {
     /// Ids that are never sampled.
     pub padding: Vec<u32>,
     /// The token that begins a message (`<|start|>`): the sliding windows are kept before it, so
-    /// that prompts which part there can go on from them. Of a prompt's messages before the last four, only
-    /// where 512 tokens lie between.
+    /// that prompts which part there can go on from them; before the last four of a prompt if 64
+    /// tokens lie between, before others if 512.
     pub marker: Option<u32>,
     /// Most requests that wait; one more is [`Failure::Busy`].
     pub max_waiting: usize,

@@ -365,7 +365,7 @@ fn keep_windows(cache: &mut KvCache, backend: &mut dyn Backend, live: &Live) {
         return;
     }
     let tokens = &live.sequence.tokens[..live.done];
-    // Where nobody has parted yet and the prompt goes on for long, it is less likely to be of use.
+    // A prompt that goes on for long leaves many, and each is less likely to be of use.
     let lasting = live.done + GRID > live.sequence.prompt;
     if let Some(place) = cache.keep_snapshot(&live.table, tokens, lasting)
         && guard(|| backend.save(live.slot, place)).is_err()
