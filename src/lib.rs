@@ -5,12 +5,11 @@
 //! [`backend`] turns tokens into logits, the [`sampler`] picks one, the [`engine`] repeats.
 #![deny(unsafe_code)]
 
-/// A line on stderr. Unlike `eprintln!` it takes a closed stderr for what it is: nobody listens.
+/// A line on stderr: see [`notice`].
 macro_rules! tell {
-    ($($text:tt)*) => {{
-        use std::io::Write as _;
-        let _ = writeln!(std::io::stderr(), $($text)*);
-    }};
+    ($($text:tt)*) => {
+        crate::notice::tell(format_args!($($text)*))
+    };
 }
 
 pub mod backend;
@@ -24,6 +23,7 @@ pub mod harmony;
 pub mod hub;
 pub mod kv;
 pub mod machine;
+mod notice;
 pub mod quant;
 pub mod sampler;
 mod scheduler;

@@ -92,7 +92,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            tell!("error: {error:#}");
+            crate::notice::fail(&error);
             let usage = error.chain().any(|e| e.is::<Usage>());
             ExitCode::from(if usage { 2 } else { 1 })
         }

@@ -1,8 +1,8 @@
 //! Sockets, signals and an orderly end.
 //!
 //! The socket is open before the model is loaded, so that `/health` and `/ready` answer meanwhile.
-//! SIGTERM or Ctrl-C closes it to new connections; answers under way have `--drain-timeout` to end,
-//! then each is given an error as its last event. A second signal ends the program at once.
+//! SIGTERM or Ctrl-C closes it to new connections; answers under way may end by themselves until
+//! shortly before `--drain-timeout` is over, then each is given an error as its last event. A second signal ends the program at once.
 
 pub use super::tls::Tls;
 
@@ -30,7 +30,7 @@ use std::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::Service;
 
-/// After answers were told to end, until their connections are cut.
+/// At the end of the drain, from when answers are told to end until their connections are cut.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 /// How often histograms are folded.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -128,7 +128,9 @@ fn limit<A>(server: &mut axum_server::Server<SocketAddr, A>, timeout: Duration) 
 async fn drain(app: Arc<App>, handle: Handle<SocketAddr>, end: impl Future<Output = ()>) {
     end.await;
     app.life.enter(Phase::Draining);
-    let patience = app.settings.drain_timeout;
+    // All of it within the drain's time, unless that is too short to say anything.
+    let drain = app.settings.drain_timeout;
+    let patience = drain - LAST_WORDS.min(drain / 2);
     handle.graceful_shutdown(Some(patience + LAST_WORDS));
     tokio::time::sleep(patience).await;
     tracing::warn!("answers still under way are ended");

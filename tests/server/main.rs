@@ -8,6 +8,7 @@ mod common;
 mod completions;
 mod hostile;
 mod load;
+mod logs;
 mod loops;
 mod models;
 mod ops;

@@ -4,7 +4,7 @@ use serde_json::Value;
 use std::{
     io::{BufRead, BufReader, Read},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::mpsc,
+    sync::{Mutex, mpsc},
     time::{Duration, Instant},
 };
 
@@ -14,6 +14,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A running server; killed when dropped.
 pub struct Program {
     child: Child,
+    /// What it says, and what of it was heard.
+    lines: Mutex<mpsc::Receiver<String>>,
+    said: Vec<String>,
     /// `http://127.0.0.1:PORT`
     pub url: String,
 }
@@ -41,19 +44,23 @@ impl Program {
             });
         }
         drop(send);
-        let mut said = String::new();
+        let mut said = Vec::new();
         let url = loop {
             let line = lines.recv_timeout(PATIENCE);
             let line =
-                line.unwrap_or_else(|_| panic!("no address from gossamer serve, but:\n{said}"));
+                line.unwrap_or_else(|_| panic!("no address from gossamer serve, but: {said:?}"));
+            said.push(line.clone());
             if let Some(at) = line.find("http://127.0.0.1:") {
                 let end = line[at + 17..].find(|c: char| !c.is_ascii_digit());
                 break line[at..end.map_or(line.len(), |end| at + 17 + end)].to_owned();
             }
-            said += &line;
-            said.push('\n');
         };
-        let program = Program { child, url };
+        let program = Program {
+            child,
+            lines: Mutex::new(lines),
+            said,
+            url,
+        };
         let start = Instant::now();
         while program.get("/ready").0 != 200 {
             assert!(start.elapsed() < PATIENCE, "not ready after {PATIENCE:?}");
@@ -72,8 +79,16 @@ impl Program {
 
     /// Status and text of what a JSON body gets.
     pub fn post(&self, path: &str, body: &Value) -> (u16, String) {
+        self.post_as("", path, body)
+    }
+
+    /// The same for a request with that id, if it is not empty.
+    pub fn post_as(&self, id: &str, path: &str, body: &Value) -> (u16, String) {
         let request = agent().post(format!("{}{path}", self.url));
-        let request = request.header("content-type", "application/json");
+        let mut request = request.header("content-type", "application/json");
+        if !id.is_empty() {
+            request = request.header("x-request-id", id);
+        }
         let response = request.send(body.to_string());
         let mut response = response.unwrap_or_else(|e| panic!("{path}: {e}"));
         let text = response.body_mut().read_to_string().expect("text");
@@ -120,6 +135,15 @@ impl Program {
         let id = self.child.id().to_string();
         let kill = Command::new("kill").args(["-TERM", &id]).status();
         assert!(kill.expect("kill runs").success());
+    }
+
+    /// Ends it; all that it said.
+    pub fn end(mut self) -> Vec<String> {
+        self.terminate();
+        self.child.wait().expect("a child");
+        let mut said = std::mem::take(&mut self.said);
+        said.extend(self.lines.get_mut().expect("no panic").iter());
+        said
     }
 
     /// Waits until it has ended.

@@ -68,6 +68,9 @@ fn wrong_usage_says_what_to_do() {
         (&["--model", "/no/such.gguf"], None, 1, "/no/such.gguf"),
         (&["--ctx-size", "999999999"], None, 2, "--ctx-size"),
         (&["--log-level", "loud=soft=x"], None, 2, "--log-level"),
+        (&["--log-level", "verbose"], None, 2, "error, warn, info"),
+        (&["--log-level", "info,gossamer"], None, 2, "'gossamer'"),
+        (&[], Some(("GOSSAMER_API_KEY", "")), 2, "GOSSAMER_API_KEY"),
         (&["--host", "256.1.1.1"], None, 1, "--host 256.1.1.1"),
     ] {
         let env: Vec<(&str, &str)> = env.into_iter().collect();
@@ -76,6 +79,38 @@ fn wrong_usage_says_what_to_do() {
         assert!(said.contains(says), "{args:?} {env:?}: {said}");
         assert!(said.contains("error: "), "{said}");
     }
+}
+
+#[test]
+fn extreme_limits_and_fine_log_levels_are_taken() {
+    let most = u64::MAX.to_string();
+    let args = ["--max-body", &most, "--rate-limit", "4000000000"];
+    let log = ["--log-level", "WARN,gossamer::request=off"];
+    let program = Program::start(&[&args[..], &log].concat());
+    let (status, text) = program.post(
+        "/v1/completions",
+        &json!({"prompt": "Hello", "max_tokens": 1}),
+    );
+    assert_eq!(status, 200, "{text}");
+}
+
+/// Without TLS, as reverse proxies do.
+#[test]
+fn http_2_is_spoken() {
+    let program = Program::start(&[]);
+    let output = Command::new("curl")
+        .args([
+            "-sS",
+            "--http2-prior-knowledge",
+            "-w",
+            " HTTP/%{http_version}",
+        ])
+        .args(["-d", "{\"prompt\":\"Hello\",\"stream\":true}"])
+        .arg(format!("{}/v1/completions", program.url))
+        .output()
+        .expect("curl");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.ends_with("data: [DONE]\n\n HTTP/2"), "{output:?}");
 }
 
 #[test]
@@ -151,7 +186,7 @@ fn long_answer(program: &Program) -> super::program::Stream {
 }
 
 /// Forbids the tokens that end an answer.
-fn no_end() -> serde_json::Value {
+pub fn no_end() -> serde_json::Value {
     let ends = super::puppet::tokenizer().stop_ids().into_iter();
     ends.map(|id| (id.to_string(), json!(-100)))
         .collect::<serde_json::Map<_, _>>()

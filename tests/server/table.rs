@@ -1,5 +1,5 @@
-//! docs/api.md against OpenAI's published schema and against the router: every field is in a table,
-//! and the server does with it what the table says.
+//! docs/api.md against OpenAI's published schema and against the router: every field is in a table, and
+//! the server accepts or refuses it as the table says. What a field does is tested with its endpoint.
 
 #[path = "table/doc.rs"]
 mod doc;

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 use std::{
     fs,
-    net::{SocketAddr, ToSocketAddrs},
+    net::{IpAddr, SocketAddr, ToSocketAddrs},
     path::PathBuf,
     time::Duration,
 };
@@ -101,7 +101,8 @@ pub struct Args {
     /// Time for an answer; past it the answer ends with finish_reason length. Default: no limit
     #[arg(long, value_name = "TIME", value_parser = some_time, help_heading = "Limits")]
     pub request_timeout: Option<Duration>,
-    /// Time for answers under way when the server is told to stop
+    /// Time to end when the server is told to stop: answers under way may be completed, but for the last
+    /// seconds, in which they are ended
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time, help_heading = "Limits")]
     pub drain_timeout: Duration,
     /// Silence in a stream after which something is sent to keep it open
@@ -169,13 +170,17 @@ fn named_model(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// A whole number with a unit, in what `scale` counts the units in.
+fn scaled(text: &str, scale: impl Fn(&str) -> Option<u64>) -> Option<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit());
+    let (number, unit) = text.split_at(digits.unwrap_or(text.len()));
+    let scale = scale(&unit.trim().to_ascii_lowercase())?;
+    number.parse::<u64>().ok()?.checked_mul(scale)
+}
+
 /// `4096`, `256MiB`, `64GB`, `16M`.
 fn bytes(text: &str) -> Result<u64, String> {
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let scale: Option<u64> = match unit.trim().to_ascii_lowercase().as_str() {
+    let bytes = scaled(text, |unit| match unit {
         "" | "b" => Some(1),
         "k" | "kib" => Some(1 << 10),
         "m" | "mib" => Some(1 << 20),
@@ -186,51 +191,39 @@ fn bytes(text: &str) -> Result<u64, String> {
         "gb" => Some(1_000_000_000),
         "tb" => Some(1_000_000_000_000),
         _ => None,
-    };
-    let number: Option<u64> = number.parse().ok();
-    let bytes = number
-        .zip(scale)
-        .and_then(|(n, scale)| n.checked_mul(scale));
+    });
     bytes.ok_or_else(|| "expected a size such as 256MiB, 64GB or 4096".into())
+}
+
+/// As [`bytes`], but not 0.
+fn some_bytes(text: &str) -> Result<u64, String> {
+    match bytes(text)? {
+        0 => Err("must be more than 0".into()),
+        bytes => Ok(bytes),
+    }
 }
 
 /// `30`, `30s`, `500ms`, `5m`, `1h`.
 fn time(text: &str) -> Result<Duration, String> {
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let scale: Option<u64> = match unit.trim() {
+    // A year is longer than any of these can mean.
+    const MOST: u64 = 366 * 24 * 3_600_000;
+    let milliseconds = scaled(text, |unit| match unit {
         "ms" => Some(1),
         "" | "s" => Some(1000),
         "m" | "min" => Some(60_000),
         "h" => Some(3_600_000),
         _ => None,
-    };
-    // A year is longer than any of these can mean.
-    const MOST: u64 = 366 * 24 * 3_600_000;
-    let number: Option<u64> = number.parse().ok();
-    let milliseconds = number
-        .zip(scale)
-        .and_then(|(n, scale)| n.checked_mul(scale));
+    });
     match milliseconds {
         Some(time @ 0..=MOST) => Ok(Duration::from_millis(time)),
         _ => Err("expected a time such as 30s, 500ms, 5m or 1h".into()),
     }
 }
 
-/// As [`bytes`]; none at all would let nothing pass.
-fn some_bytes(text: &str) -> Result<u64, String> {
-    match bytes(text)? {
-        0 => Err("must be at least 1 byte".into()),
-        n => Ok(n),
-    }
-}
-
-/// As [`time`]; no time at all would let nothing pass.
+/// As [`time`], but not 0.
 fn some_time(text: &str) -> Result<Duration, String> {
     match time(text)? {
-        Duration::ZERO => Err("must be at least 1ms".into()),
+        Duration::ZERO => Err("must be more than 0".into()),
         time => Ok(time),
     }
 }
@@ -262,13 +255,18 @@ impl Args {
                 return Err(Usage(format!("{}: holds no key", name())).into());
             }
         }
+        let mut allowed_hosts = self.allowed_hosts.clone();
+        if self.host_name().parse::<IpAddr>().is_err() {
+            // A name to listen on is one to be called by.
+            allowed_hosts.push(self.host.clone());
+        }
         Ok(Settings {
             api_keys,
             max_body_bytes: usize::try_from(self.max_body).unwrap_or(usize::MAX),
             keep_alive: self.keep_alive.max(Duration::from_millis(100)),
             date: self.date.clone(),
             seed: self.common.seed,
-            allowed_hosts: self.allowed_hosts.clone(),
+            allowed_hosts,
             open_to_network: self.insecure,
             cors_origins: self.cors_origin.clone(),
             rate_limit: self.rate_limit,
@@ -280,13 +278,17 @@ impl Args {
         })
     }
 
+    /// `--host`, without the brackets of an IPv6 address.
+    fn host_name(&self) -> &str {
+        self.host.trim_start_matches('[').trim_end_matches(']')
+    }
+
     /// Where to listen.
     ///
     /// # Errors
     /// A host that has no address, or one beyond this machine without a key.
     pub fn addresses(&self, keys: bool) -> Result<Vec<SocketAddr>> {
-        let host = self.host.trim_start_matches('[').trim_end_matches(']');
-        let found = (host, self.port).to_socket_addrs();
+        let found = (self.host_name(), self.port).to_socket_addrs();
         let found: Vec<SocketAddr> = found
             .with_context(|| format!("--host {}", self.host))?
             .collect();
@@ -350,6 +352,8 @@ mod tests {
         for text in ["", "s", "-1s", "1y", "18446744073709551615h", "10000h"] {
             assert!(time(text).is_err(), "{text}");
         }
+        assert!(some_bytes("0").is_err() && some_time("0ms").is_err());
+        assert_eq!(some_bytes("1k"), Ok(1024));
         assert_eq!(rate("60/min"), Ok(60));
         assert_eq!(rate("5"), Ok(5));
         assert!(rate("0").is_err() && rate("5/s").is_err());

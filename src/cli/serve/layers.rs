@@ -11,27 +11,30 @@ use figment::{
     providers::{Format, Toml},
     value::{Dict, Value},
 };
-use std::{ffi::OsString, path::Path};
+use std::{collections::BTreeMap, ffi::OsString, path::Path};
 
-/// What `given` (the command line after `serve`) means together with the variables, which `env`
-/// knows, and the file that either names.
+/// The environment.
+pub type Variables = BTreeMap<String, OsString>;
+
+/// Flags that close the door. Where one is set to nothing, something that should have set it did not:
+/// nobody means to open the door by that.
+const DOORS: [&str; 2] = ["api-key", "api-key-file"];
+
+/// What `given` (the command line after `serve`) means together with the variables and the file that
+/// either names; and the variables that look like ours, but are no flag's.
 ///
 /// # Errors
 /// A file that can't be read, a key in it that is no flag, a value that its flag refuses; each
 /// says where it comes from.
-pub fn read(given: Vec<OsString>, env: impl Fn(&str) -> Option<String>) -> Result<Args> {
+pub fn read(given: Vec<OsString>, env: &Variables) -> Result<(Args, Vec<String>)> {
     let command = command();
     let matches = parse(&command, given.clone(), "the command line")?;
     let mut all: Vec<OsString> = Vec::new();
     let mut file_settings = Dict::new();
     let mut file_name = String::new();
-    let variable = |flag: &str| {
-        let name = variable(flag);
-        let value = env(&name).filter(|value| !value.is_empty())?;
-        Some((name, value))
-    };
     let named = matches.get_one::<std::path::PathBuf>("config").cloned();
-    if let Some(path) = named.or_else(|| Some(variable("config")?.1.into())) {
+    let config = env.get(&variable("config")).filter(|path| !path.is_empty());
+    if let Some(path) = named.or_else(|| Some(config?.into())) {
         file_settings = file(&path)?;
         file_name = path.display().to_string();
         check_keys(&command, &file_settings, &file_name)?;
@@ -42,7 +45,7 @@ pub fn read(given: Vec<OsString>, env: impl Fn(&str) -> Option<String>) -> Resul
         if flag == "config" || matches.value_source(id) == Some(ValueSource::CommandLine) {
             continue;
         }
-        let found = if let Some((name, value)) = variable(flag) {
+        let found = if let Some((name, value)) = value_of(env, flag)? {
             Some((name, texts_of(arg, &value)))
         } else if let Some(value) = look_up(&file_settings, flag) {
             let from = format!("{file_name}: key `{flag}`");
@@ -52,6 +55,11 @@ pub fn read(given: Vec<OsString>, env: impl Fn(&str) -> Option<String>) -> Resul
             None
         };
         if let Some((from, texts)) = found {
+            if texts.is_empty() && DOORS.contains(&flag) {
+                return Err(
+                    Usage(format!("{from}: holds no key: leave it out, or set one")).into(),
+                );
+            }
             let flags = as_flags(arg, flag, texts, &from)?;
             // On its own first: an error then names its source.
             parse(&command, flags.clone(), &from)?;
@@ -60,7 +68,27 @@ pub fn read(given: Vec<OsString>, env: impl Fn(&str) -> Option<String>) -> Resul
     }
     all.extend(given);
     let matches = parse(&command, all, "the command line")?;
-    Ok(Args::from_arg_matches(&matches)?)
+    let known: Vec<String> = command
+        .get_arguments()
+        .filter_map(Arg::get_long)
+        .map(variable)
+        .collect();
+    let ours = env.keys().filter(|name| name.starts_with("GOSSAMER_"));
+    let unknown = ours.filter(|name| !known.contains(name)).cloned();
+    Ok((Args::from_arg_matches(&matches)?, unknown.collect()))
+}
+
+/// The variable of `flag` and its value; one that is empty is not set.
+fn value_of(env: &Variables, flag: &str) -> Result<Option<(String, String)>> {
+    let name = variable(flag);
+    match env.get(&name).map(|value| value.to_str()) {
+        Some(None) => Err(Usage(format!("{name}: its value is not UTF-8")).into()),
+        Some(Some("")) if DOORS.contains(&flag) => {
+            Err(Usage(format!("{name}: holds no key: unset it, or set one")).into())
+        }
+        Some(Some(value)) if !value.is_empty() => Ok(Some((name, value.to_owned()))),
+        _ => Ok(None),
+    }
 }
 
 fn command() -> Command {
@@ -170,11 +198,31 @@ mod tests {
             given.push("--config".into());
             given.push(written.path().into());
         }
-        let find = |name: &str| {
-            let found = env.iter().find(|(key, _)| *key == name);
-            found.map(|(_, value)| (*value).to_owned())
-        };
-        read(given, find)
+        let env = env.iter().map(|&(name, value)| (name.into(), value.into()));
+        Ok(read(given, &env.collect())?.0)
+    }
+
+    #[test]
+    fn variables_that_mean_nothing_are_known() {
+        let names = [
+            "GOSSAMER_PORT",
+            "GOSSAMER_API_KEYS",
+            "GOSSAMER_TLS_CRT",
+            "PORT",
+        ];
+        let env = names.map(|name| (name.to_owned(), OsString::from("1")));
+        let (_, unknown) = read(Vec::new(), &env.into()).unwrap();
+        assert_eq!(unknown, ["GOSSAMER_API_KEYS", "GOSSAMER_TLS_CRT"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_variable_that_is_no_text_is_an_error() {
+        use std::os::unix::ffi::OsStringExt as _;
+        let value = OsString::from_vec(b"k\xff".to_vec());
+        let env = [("GOSSAMER_API_KEY".to_owned(), value)];
+        let error = read(Vec::new(), &env.into()).map(drop).unwrap_err();
+        assert!(error.to_string().contains("GOSSAMER_API_KEY"), "{error}");
     }
 
     #[test]
@@ -232,6 +280,14 @@ mod tests {
                 "/no/such",
             ),
             (Some("--date=2026-1-1"), None, None, "--date"),
+            (None, Some(("GOSSAMER_API_KEY", "")), None, "holds no key"),
+            (
+                None,
+                Some(("GOSSAMER_API_KEY_FILE", "")),
+                None,
+                "holds no key",
+            ),
+            (None, None, Some("api-key = []"), "holds no key"),
         ] {
             let given: Vec<&str> = given.into_iter().collect();
             let env: Vec<(&str, &str)> = env.into_iter().collect();

@@ -13,7 +13,7 @@ use crate::{
     backend::{KV_BLOCK, Limits, snapshot_bytes},
     config::Config,
     engine::{EngineOptions, NativeEngine},
-    hub,
+    hub, notice,
     server::{
         self, App, Listener,
         models::{Facts, Running, Source},
@@ -38,10 +38,14 @@ const TOKENS_EACH: usize = 4096;
 pub fn run(given: Args) -> Result<()> {
     // What clap read so far knows neither variables nor the file.
     drop(given);
-    let args = layers::read(std::env::args_os().skip(2).collect(), |name| {
-        std::env::var(name).ok()
-    })?;
+    let variables = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
+        .collect();
+    let (args, unknown) = layers::read(std::env::args_os().skip(2).collect(), &variables)?;
     log_to_stderr(&args)?;
+    for name in unknown {
+        tracing::warn!("{name} is no flag's variable: it changes nothing");
+    }
     let settings = args.settings()?;
     let keys = !settings.api_keys.is_empty();
     let addresses = args.addresses(keys)?;
@@ -127,17 +131,34 @@ fn log_to_stderr(args: &Args) -> Result<()> {
         true => "debug",
         false => args.log_level.as_str(),
     };
-    let filter = EnvFilter::try_new(level);
-    let filter = filter.map_err(|e| Usage(format!("--log-level {level}: {e}")))?;
+    let filter = log_filter(level).map_err(|e| Usage(format!("--log-level {level}: {e}")))?;
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr);
     match args.log_format {
         LogFormat::Text => log.with_target(false).init(),
-        LogFormat::Json => log.json().flatten_event(true).init(),
+        LogFormat::Json => {
+            log.json().flatten_event(true).with_span_list(false).init();
+            notice::to_log();
+        }
     }
     Ok(())
+}
+
+/// `info,gossamer::request=warn`. A bare word has to be a level: as the name of a module, which it could
+/// be too, it would silence everything else.
+fn log_filter(text: &str) -> Result<EnvFilter, String> {
+    const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
+    for word in text.split(',').map(str::trim) {
+        let is_level = LEVELS.iter().any(|level| word.eq_ignore_ascii_case(level));
+        if !is_level && !word.contains('=') {
+            return Err(format!(
+                "expected error, warn, info, debug or trace, or MODULE=LEVEL, found '{word}'"
+            ));
+        }
+    }
+    EnvFilter::try_new(text).map_err(|error| error.to_string())
 }
 
 /// The models to serve, the default one first.

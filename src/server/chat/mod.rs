@@ -54,8 +54,6 @@ pub fn routes() -> OpenApiRouter<Arc<App>> {
     responses(
         (status = 200, description = "The answer, or with `stream` its chunks",
             content((Value = "application/json"), (String = "text/event-stream"))),
-        (status = "4XX", description = "What is wrong with the request", body = Value),
-        (status = "5XX", description = "The server's fault, or not its time", body = Value),
     )
 )]
 async fn create(
