@@ -231,7 +231,7 @@ pub fn run(args: Args) -> Result<()> {
         sampling,
         max_tokens: args.turn.max_tokens,
         stop_ids: tokenizer.stop_ids(),
-        constraint,
+        constraint: constraint.map(|constraint| constraint as _),
         ..Request::default()
     };
     let show = Show {

@@ -6,8 +6,11 @@
 //! come in the schema's order.
 //!
 //! The bounds: those below, and llguidance's own on what a mask may cost (50,000 items of its parser,
-//! 200,000 steps of its lexer) and on what a text may keep (250,000 states of its lexer, about 30
-//! MB). What is too large to begin is refused; what grows too large on the way ends the answer.
+//! 200,000 steps of its lexer). What is too large to begin is refused; what grows too large on the way
+//! ends the answer.
+//!
+//! What was compiled is kept, refusals too, within the cache's bytes. A few compile at a time, so
+//! that requests which are slow to compile leave the cores to the others.
 
 use super::{cache::Cache, rules::Format, vocabulary::Vocabulary};
 use crate::{sampler::Mask, tokenizer::Tokenizer};
@@ -21,7 +24,8 @@ use llguidance::{
 use serde_json::{Value, json};
 use std::{
     collections::HashSet,
-    sync::{Arc, Mutex, PoisonError},
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 /// Most bytes of a schema, as compact JSON.
@@ -40,6 +44,15 @@ pub const MAX_FIELDS: usize = 2500;
 /// as many states.
 pub const MAX_MULTIPLES: f64 = 10_000.0;
 
+/// Most fields that may be left out in all of a schema that counts fields (`minProperties`,
+/// `maxProperties`): llguidance makes one variant for each, of all of them.
+pub const MAX_COUNTED: usize = 200;
+/// Most states of a text's lexer, about 500 bytes each. A string with a `maxLength` takes seven for
+/// each of its characters.
+const MAX_STATES: usize = 100_000;
+/// Formats that are compiled at once.
+const AT_ONCE: usize = 2;
+
 /// Tokens of a text that are tried before it is accepted.
 const PROBE: usize = 3;
 /// Between two signs of JSON.
@@ -49,7 +62,9 @@ const BLANKS: &str = r"\x20|\r?\n[\x20\t]{0,64}";
 pub(super) struct Compiler {
     factory: ParserFactory,
     /// What was compiled lately: agents send the same tools with every turn.
-    cache: Mutex<Cache<Arc<Mold>>>,
+    cache: Mutex<Cache<Result<Arc<Mold>, String>>>,
+    /// Held while compiling, by the format's hash: the same one is compiled once.
+    compiling: [Mutex<()>; AT_ONCE],
     /// Id that llguidance knows as the end of the text.
     end: u32,
 }
@@ -68,9 +83,11 @@ impl Compiler {
         let mut factory = ParserFactory::new(&vocabulary, abilities, &slices)?;
         factory.quiet();
         factory.limits_mut().verbose_errors = false;
+        factory.limits_mut().max_lexer_states = MAX_STATES;
         Ok(Compiler {
             factory,
             cache: Mutex::new(Cache::new()),
+            compiling: Default::default(),
             end,
         })
     }
@@ -82,18 +99,28 @@ impl Compiler {
     pub fn mold(&self, format: &Format) -> Result<Arc<Mold>, String> {
         let (kind, text) = text(format)?;
         let key = format!("{kind} {text}");
-        let cache = || self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(mold) = cache().get(&key) {
-            return Ok(Arc::clone(mold));
+        let known = || locked(&self.cache).get(&key);
+        if let Some(known) = known() {
+            return known;
         }
-        let matcher = self.compile(format).map_err(|e| format!("{kind}: {e}"))?;
-        let end = self.end;
-        let mold = Arc::new(Mold { matcher, end });
-        cache().put(key, Arc::clone(&mold));
-        Ok(mold)
+        let mut hash = DefaultHasher::new();
+        key.hash(&mut hash);
+        let place = hash.finish() as usize % AT_ONCE;
+        let _turn = self.compiling.get(place).map(locked);
+        // Somebody else may have compiled it meanwhile.
+        if let Some(known) = known() {
+            return known;
+        }
+        let compiled = self.compile(format, key.len());
+        let compiled = compiled.map_err(|error| format!("{kind}: {error}"));
+        let bytes = compiled.as_ref().map_or_else(String::len, |mold| mold.bytes);
+        let compiled = compiled.map(Arc::new);
+        locked(&self.cache).put(key, compiled.clone(), bytes);
+        compiled
     }
 
-    fn compile(&self, format: &Format) -> Result<Matcher, String> {
+    /// `length`: of the format's text.
+    fn compile(&self, format: &Format, length: usize) -> Result<Mold, String> {
         let grammar = match format {
             Format::JsonObject => schema(json!({"type": "object"}))?,
             Format::JsonSchema { schema: given } => schema(given.clone())?,
@@ -113,12 +140,16 @@ impl Compiler {
         if spec.has_temperature {
             return Err("a grammar can't set the temperature: the request does".to_owned());
         }
+        // The matcher takes the parser with it; this one sees the same lexer.
+        let lexer = parser.parser.clone();
         let mut matcher = Matcher::new(Ok(parser));
         let failed = |error| match words(error) {
             told if told.contains("NoExtension") => "no text fits it".to_owned(),
             told => told,
         };
         matcher.compute_mask_or_eos().map_err(failed)?;
+        // As measured: what is not the lexer's goes with the text.
+        let bytes = 2 * lexer.lexer_stats().num_bytes + 64 * length;
         // What is too large shows in the first tokens, and so not in the middle of an answer.
         let mut probe = matcher.deep_clone();
         for _ in 0..PROBE {
@@ -129,8 +160,17 @@ impl Compiler {
                 None => break,
             }
         }
-        Ok(matcher)
+        let end = self.end;
+        Ok(Mold {
+            matcher,
+            bytes,
+            end,
+        })
     }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What a format is called, and its text.
@@ -168,6 +208,10 @@ fn text(format: &Format) -> Result<(&'static str, String), String> {
 #[derive(Default)]
 struct Bounds {
     fields: usize,
+    /// Fields that may be left out.
+    optional: usize,
+    /// Whether some object counts its fields.
+    counts: bool,
     multiples: f64,
 }
 
@@ -204,6 +248,16 @@ impl Bounds {
                     return Err(format!(
                         "an object of {optional} fields that may be left out; at most \
                          {MAX_OPTIONAL} can be enforced: make the others required"
+                    ));
+                }
+                self.optional += optional;
+                self.counts |= ["minProperties", "maxProperties"]
+                    .iter()
+                    .any(|count| fields.contains_key(*count));
+                if self.counts && self.optional > MAX_COUNTED {
+                    return Err(format!(
+                        "minProperties and maxProperties can be enforced in a schema with at most \
+                         {MAX_COUNTED} fields that may be left out"
                     ));
                 }
                 if let Some(Value::Number(number)) = fields.get("multipleOf") {
@@ -267,35 +321,51 @@ fn words(error: anyhow::Error) -> String {
 /// A compiled format, which many texts can be made in at once.
 pub(super) struct Mold {
     matcher: Matcher,
+    /// About what the matcher holds.
+    bytes: usize,
     end: u32,
-}
-
-impl Mold {
-    /// A text at its beginning.
-    pub fn shape(&self) -> Shape {
-        Shape {
-            matcher: self.matcher.deep_clone(),
-            end: self.end,
-        }
-    }
 }
 
 /// A text in the making whose shape is enforced.
+#[derive(Clone)]
 pub(super) struct Shape {
-    matcher: Matcher,
-    end: u32,
+    mold: Arc<Mold>,
+    /// A copy of the mold's, made with the first mask: it may be large.
+    matcher: Option<Own>,
+}
+
+/// A matcher that shares nothing with its copies.
+struct Own(Matcher);
+
+impl Clone for Own {
+    fn clone(&self) -> Own {
+        Own(self.0.deep_clone())
+    }
 }
 
 impl Shape {
+    /// A text of `mold` at its beginning.
+    pub fn new(mold: &Arc<Mold>) -> Shape {
+        Shape {
+            mold: mold.clone(),
+            matcher: None,
+        }
+    }
+
+    fn matcher(&mut self) -> &mut Matcher {
+        let copy = || Own(self.mold.matcher.deep_clone());
+        &mut self.matcher.get_or_insert_with(copy).0
+    }
+
     /// What may come; `ends` where the text may end.
     ///
     /// # Errors
     /// When the mask would take too long.
     pub fn mask(&mut self, ends: &[u32]) -> Result<Mask, String> {
-        let allowed = self.matcher.compute_mask_or_eos().map_err(words)?;
+        let allowed = self.matcher().compute_mask_or_eos().map_err(words)?;
         let mut bits: Vec<u32> = allowed.into();
         let place = |id: u32| (id as usize / 32, 1u32 << (id % 32));
-        let (word, bit) = place(self.end);
+        let (word, bit) = place(self.mold.end);
         if let Some(word) = bits.get_mut(word)
             && *word & bit != 0
         {
@@ -316,10 +386,11 @@ impl Shape {
     /// When it doesn't fit.
     pub fn accept(&mut self, id: u32, ends: &[u32]) -> Result<bool, String> {
         if !ends.contains(&id) {
-            self.matcher.consume_token(id).map_err(words)?;
+            self.matcher().consume_token(id).map_err(words)?;
             return Ok(false);
         }
-        match self.matcher.is_stopped() || self.matcher.is_accepting().map_err(words)? {
+        let matcher = self.matcher();
+        match matcher.is_stopped() || matcher.is_accepting().map_err(words)? {
             true => Ok(true),
             false => Err("the text ended before it was complete".to_owned()),
         }

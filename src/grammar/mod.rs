@@ -17,7 +17,10 @@ mod rules;
 mod turn;
 mod vocabulary;
 
-pub use compile::{MAX_GRAMMAR_BYTES, MAX_MULTIPLES, MAX_NESTING, MAX_OPTIONAL, MAX_SCHEMA_BYTES};
+pub use compile::{
+    MAX_COUNTED, MAX_FIELDS, MAX_GRAMMAR_BYTES, MAX_MULTIPLES, MAX_NESTING, MAX_OPTIONAL,
+    MAX_SCHEMA_BYTES,
+};
 pub use rules::{Format, GrammarError, Place, RuledTool, Rules, ToolChoice};
 
 use crate::{
@@ -64,7 +67,7 @@ impl Grammars {
         &self,
         rules: &Rules,
         conversation: &Conversation,
-    ) -> Result<Option<Box<dyn MaskSource>>, GrammarError> {
+    ) -> Result<Option<Box<Constraint>>, GrammarError> {
         if !rules.constrain(conversation) {
             return Ok(None);
         }
@@ -104,23 +107,23 @@ impl Grammars {
         }
         let turn = turn::Turn::new(&self.tok, conversation, rules, format, tools);
         let turn = turn.map_err(|error| GrammarError::new(Place::Format, format!("{error:#}")))?;
-        Ok(Some(Box::new(turn)))
+        Ok(Some(Box::new(Constraint(Kind::Turn(turn)))))
     }
 
     /// The constraint of a plain text: `format` from its first token to its end.
     ///
     /// # Errors
     /// As [`Grammars::constrain`]'s.
-    pub fn raw(&self, format: &Format) -> Result<Box<dyn MaskSource>, GrammarError> {
+    pub fn raw(&self, format: &Format) -> Result<Box<Constraint>, GrammarError> {
         let mold = self.mold(format);
         let mold = mold.map_err(|message| GrammarError::new(Place::Format, message))?;
         let ends = ["<|return|>", "<|endoftext|>"];
         let ends = ends.iter().filter_map(|name| self.tok.special(name));
-        Ok(Box::new(Plain {
-            shape: mold.shape(),
+        Ok(Box::new(Constraint(Kind::Plain(Plain {
+            shape: Shape::new(&mold),
             ends: ends.collect(),
             ended: false,
-        }))
+        }))))
     }
 
     fn mold(&self, format: &Format) -> Result<Arc<Mold>, String> {
@@ -134,7 +137,35 @@ impl Grammars {
     }
 }
 
+/// What one answer may say. A copy of one that has not begun costs next to nothing, so it is made
+/// once for all answers to a request.
+#[derive(Clone)]
+pub struct Constraint(Kind);
+
+#[derive(Clone)]
+enum Kind {
+    Turn(turn::Turn),
+    Plain(Plain),
+}
+
+impl MaskSource for Constraint {
+    fn mask(&mut self) -> Result<Mask, String> {
+        match &mut self.0 {
+            Kind::Turn(turn) => turn.mask(),
+            Kind::Plain(plain) => plain.mask(),
+        }
+    }
+
+    fn accept(&mut self, id: u32) -> Result<(), String> {
+        match &mut self.0 {
+            Kind::Turn(turn) => turn.accept(id),
+            Kind::Plain(plain) => plain.accept(id),
+        }
+    }
+}
+
 /// A text that is one shape and nothing else.
+#[derive(Clone)]
 struct Plain {
     shape: Shape,
     ends: Vec<u32>,

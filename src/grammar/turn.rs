@@ -27,7 +27,8 @@ const MAX_MESSAGES: usize = 8;
 /// Most calls in a turn.
 const MAX_CALLS: usize = 32;
 
-/// Enforces the rules of one turn.
+/// Enforces the rules of one turn. A copy goes on from where the original is.
+#[derive(Clone)]
 pub(super) struct Turn {
     control: Controls,
     /// Tokens that are no text.
@@ -49,6 +50,7 @@ pub(super) struct Turn {
     state: State,
 }
 
+#[derive(Clone)]
 enum State {
     /// In `<|start|>assistant`, after so many of its tokens.
     Role(usize),
@@ -60,6 +62,7 @@ enum State {
     Done,
 }
 
+#[derive(Clone)]
 struct Text {
     /// What a free text may not hold.
     mask: Mask,
@@ -175,7 +178,7 @@ impl Turn {
                 self.text(vec![control.end], None, false)
             }
             Lead::Final => {
-                let shape = self.format.as_ref().map(|mold| mold.shape());
+                let shape = self.format.as_ref().map(Shape::new);
                 self.text(vec![control.ret], shape, false)
             }
             Lead::Call(_) | Lead::Builtin => {
@@ -188,7 +191,7 @@ impl Turn {
                     Lead::Call(index) => self.calls.get(index).and_then(Option::as_ref),
                     _ => None,
                 };
-                let shape = mold.map(|mold| mold.shape());
+                let shape = mold.map(Shape::new);
                 self.text(ends, shape, false)
             }
         }

@@ -59,6 +59,7 @@ pub enum Delta {
 }
 
 /// Reads a turn. Begins after the prompt's `<|start|>assistant`.
+#[derive(Clone)]
 pub struct Parser {
     tok: Arc<Tokenizer>,
     control: Controls,

@@ -9,6 +9,7 @@
 
 pub mod auth;
 pub mod chat;
+mod choices;
 pub mod completions;
 pub mod error;
 pub mod extract;

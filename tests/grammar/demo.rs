@@ -6,7 +6,7 @@ use flate2::read::GzDecoder;
 use gossamer::{
     backend::{Backend, Batch, LogitRows},
     gguf::Gguf,
-    grammar::{Format, Grammars, RuledTool, Rules},
+    grammar::{Constraint, Format, Grammars, RuledTool, Rules},
     harmony::{Conversation, Parser, Turn},
     sampler::{Mask, MaskSource, Sampler, Sampling},
     tokenizer::Tokenizer,
@@ -42,7 +42,7 @@ impl Demo {
     fn answer(
         &mut self,
         conversation: &Conversation,
-        mut constraint: Option<Box<dyn MaskSource>>,
+        mut constraint: Option<Box<Constraint>>,
     ) -> (Vec<u32>, Turn) {
         let tok = &self.tok;
         let sampling = Sampling {

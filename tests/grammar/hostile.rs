@@ -76,6 +76,22 @@ fn hostile() -> Vec<(&'static str, Format)> {
             schema(properties(2000, false)),
         ),
         (
+            "at least one of 1,000 fields",
+            schema({
+                let mut all = properties(1000, false);
+                all["minProperties"] = 1.into();
+                all
+            }),
+        ),
+        (
+            "the same 1,000 fields 1,400 times",
+            schema({
+                let again = |i| json!({"$ref": "#/$defs/f", "properties": {"a": {"const": i}}});
+                let options: Vec<Value> = (0..1400).map(again).collect();
+                json!({"$defs": {"f": properties(1000, true)}, "anyOf": options})
+            }),
+        ),
+        (
             "20,000 required names",
             schema(json!({"type": "object", "required": words(20_000)})),
         ),
@@ -267,4 +283,38 @@ fn many_at_once_share_what_is_costly() {
             });
         }
     });
+}
+
+#[test]
+fn what_was_compiled_or_refused_is_known_the_next_time() {
+    let (_, grammars) = &*O200K;
+    grammars.warm();
+    // More tools than that no request may have.
+    let of = |i: usize| {
+        let properties = json!({format!("field {i}"): {"type": "string"}});
+        json!({"type": "object", "properties": properties})
+    };
+    let tools = (0..512).map(|i| RuledTool {
+        name: format!("f{i}"),
+        strict: Some(of(i)),
+    });
+    let rules = Rules {
+        tools: tools.collect(),
+        ..Rules::default()
+    };
+    let large = Format::Lark("start: ".to_owned() + &"(\"a\" | \"b\")? ".repeat(2401));
+    let took = |work: &dyn Fn() -> bool| {
+        let start = Instant::now();
+        assert!(work());
+        start.elapsed()
+    };
+    let compile = || {
+        let conversation = Conversation::default();
+        grammars.constrain(&rules, &conversation).is_ok()
+    };
+    let refuse = || grammars.raw(&large).is_err();
+    for work in [&compile as &dyn Fn() -> bool, &refuse] {
+        let (first, again) = (took(work), took(work));
+        assert!(again * 4 < first, "{again:?} after {first:?}");
+    }
 }

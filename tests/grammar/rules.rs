@@ -487,6 +487,25 @@ fn a_plain_text_is_shaped_from_its_first_token() {
     }
 }
 
+#[test]
+fn copies_of_a_constraint_go_their_own_ways() {
+    let (tok, grammars) = &*O200K;
+    let rules = formatted();
+    let turn = grammars.constrain(&rules, &Conversation::default());
+    let mut turn = turn.expect("a schema").expect("a constraint");
+    let mut plain = grammars.raw(&schema().expect("a schema")).expect("a schema");
+    feed(&mut *turn, &ids(tok, FINAL));
+    for begun in [&mut turn, &mut plain] {
+        let mut fresh = begun.clone();
+        feed(&mut **begun, &ids(tok, "{\"name\":\"é\""));
+        let mut other = begun.clone();
+        feed(&mut *fresh, &ids(tok, "{\"name\":\"x\",\"age\":5}<|return|>"));
+        feed(&mut **begun, &ids(tok, ",\"age\":1"));
+        feed(&mut *other, &ids(tok, ",\"age\":22}<|return|>"));
+        feed(&mut **begun, &ids(tok, "}<|return|>"));
+    }
+}
+
 fn refused(rules: &Rules) -> GrammarError {
     let (_, conversation) = tools(&["f"]);
     match BYTES.1.constrain(rules, &conversation) {

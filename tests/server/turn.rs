@@ -14,7 +14,6 @@ use gossamer::{
         error::ApiError,
         turn::{Ask, Finish, Outcome, TokenLogprob, TurnEvent, TurnStream},
     },
-    tokenizer::Tokenizer,
 };
 use std::{
     sync::{Arc, Mutex},
@@ -69,6 +68,11 @@ impl Told {
     async fn served(self: &Arc<Told>) -> Arc<Served> {
         let app = self.app(Settings::default());
         app.model(None).await.expect("a model")
+    }
+
+    async fn turn(self: &Arc<Told>, ask: Ask) -> TurnStream {
+        let prepared = self.served().await.prepare(ask).await;
+        prepared.expect("a turn").start(0)
     }
 }
 
@@ -176,12 +180,11 @@ async fn the_events_of_a_turn_with_reasoning_a_preamble_and_a_call() {
          <|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json<|message|>{}<|call|>",
         FinishReason::Stop,
     );
-    let served = told.served().await;
     let ask = Ask {
         conversation: conversation(&["f"]),
         ..Ask::default()
     };
-    let mut turn = served.turn(ask).expect("a turn");
+    let mut turn = told.turn(ask).await;
     let mut events = all(&mut turn).await;
     let Some(TurnEvent::Done(outcome)) = events.pop() else {
         panic!("{events:?}");
@@ -273,7 +276,7 @@ async fn a_stop_string_ends_the_final_text_wherever_tokens_are_cut() {
             logprobs: Some(1),
             ..Ask::default()
         };
-        let mut turn = engine.served().await.turn(ask).expect("a turn");
+        let mut turn = engine.turn(ask).await;
         let events = all(&mut turn).await;
         let mut sent = String::new();
         for event in &events {
@@ -327,7 +330,7 @@ async fn each_text_comes_with_its_own_tokens_and_headers_with_none() {
             logprobs: Some(2),
             ..Ask::default()
         };
-        let mut turn = engine.served().await.turn(ask).expect("a turn");
+        let mut turn = engine.turn(ask).await;
         let events = all(&mut turn).await;
         let (texts, _) = told(&events);
         assert!(!texts.is_empty(), "{text}");
@@ -430,7 +433,7 @@ async fn how_turns_end() {
             },
             ..Ask::default()
         };
-        let mut turn = engine.served().await.turn(ask).expect("a turn");
+        let mut turn = engine.turn(ask).await;
         let (said, outcome) = told(&all(&mut turn).await);
         assert_eq!(said, texts, "{text}");
         assert_eq!(outcome.finish, finish, "{text}");
@@ -467,8 +470,10 @@ async fn failures_have_their_status_before_admission_and_are_the_last_event_afte
             conversation: conversation(&[]),
             ..Ask::default()
         };
-        let mut turn = engine.served().await.turn(ask()).expect("a turn");
+        let mut turn = engine.turn(ask()).await;
         check(&turn.admitted().await.expect_err("a failure"));
+        let last = turn.next().await;
+        assert!(matches!(last, Some(TurnEvent::Failed(_))), "{last:?}");
         assert_eq!(turn.next().await, None);
 
         let ids = marked(&demo().1, "<|channel|>final<|message|>Yes");
@@ -478,7 +483,7 @@ async fn failures_have_their_status_before_admission_and_are_the_last_event_afte
             events.push(event.clone());
             events
         });
-        let mut turn = engine.served().await.turn(ask()).expect("a turn");
+        let mut turn = engine.turn(ask()).await;
         turn.admitted().await.expect("it was admitted");
         let events = all(&mut turn).await;
         let said = events.iter().filter_map(|event| match event {
@@ -505,7 +510,8 @@ async fn a_prompt_that_does_not_fit_never_reaches_the_engine() {
         ..Ask::default()
     };
     let served = engine.served().await;
-    let error = served.turn(ask).map(drop).expect_err("it does not fit");
+    let error = served.prepare(ask).await.map(drop);
+    let error = error.expect_err("it does not fit");
     assert_eq!(error.code, Some("context_length_exceeded"));
     assert!(error.message.contains("4096"), "{}", error.message);
 }
@@ -522,8 +528,8 @@ async fn turns_of_one_prompt_draw_with_seeds_of_their_own() {
         ..Ask::default()
     };
     ask.sampling.seed = Some(u64::MAX);
-    let turns = engine.served().await.begin(ask, 3).await.expect("turns");
-    assert_eq!(turns.len(), 3);
+    let prepared = engine.served().await.prepare(ask).await.expect("a turn");
+    let _turns = [0, 1, 2].map(|choice| prepared.start(choice));
     let asked = engine.asked.lock().unwrap();
     let seeds: Vec<_> = asked.iter().map(|a| a.seed).collect();
     assert_eq!(seeds, [Some(u64::MAX), Some(0), Some(1)]);
@@ -532,15 +538,4 @@ async fn turns_of_one_prompt_draw_with_seeds_of_their_own() {
             .iter()
             .all(|a| a.tokens == asked[0].tokens && a.max_tokens == Some(9))
     );
-}
-
-#[test]
-fn what_is_foreign_is_known() {
-    // Named here because the chat endpoint relies on it: such text is shown, not lost.
-    let ids = marked(&demo().1, "<|start|>user<|message|>Hello?<|end|>");
-    let names = conversation(&[]).tool_names();
-    let tok: Arc<Tokenizer> = demo().1;
-    let mut parser = gossamer::harmony::Parser::new(tok, names).expect("Harmony");
-    parser.extend(&ids);
-    assert_eq!(parser.finish().1.parts, [Part::Foreign]);
 }

@@ -2,6 +2,7 @@
 
 use crate::{
     grammar::{Format, Grammars},
+    sampler::MaskSource as _,
     tokenizer::Vocabulary,
 };
 use anyhow::{Result, ensure};

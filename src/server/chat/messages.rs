@@ -125,8 +125,9 @@ impl Reader {
             let name = name.ok_or_else(|| ApiError::missing(param))?;
             calls.push(Message::call(&name, call.arguments.unwrap_or_default()));
         }
-        let reasoning = message.reasoning_content.or(message.reasoning);
-        if let Some(text) = reasoning.filter(|text| !text.is_empty()) {
+        let given = |text: Option<String>| text.filter(|text| !text.is_empty());
+        let reasoning = given(message.reasoning_content).or(given(message.reasoning));
+        if let Some(text) = reasoning {
             let thought = Message::assistant(Channel::Analysis, text);
             self.said.messages.push(thought);
         }

@@ -14,6 +14,7 @@ mod tools;
 pub use request::{OwnOptions, StreamOptions};
 
 use super::{
+    choices::Choices,
     error::ApiError,
     extract::Body,
     json,
@@ -22,7 +23,7 @@ use super::{
     settings::Settings,
     sse,
     state::App,
-    turn::{Ask, Finish, Outcome, TurnEvent, TurnStream, effort, stopped},
+    turn::{Ask, Finish, Outcome, TurnEvent, effort, stopped},
 };
 use crate::{grammar::Rules, harmony::Conversation};
 use answer::{Answer, Style, Teller};
@@ -31,7 +32,7 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use futures_util::future::try_join_all;
+use futures_util::{StreamExt, stream::BoxStream};
 use messages::Said;
 use request::ChatRequest;
 use serde_json::{Value, json};
@@ -71,20 +72,18 @@ async fn create(
         usage: wanted.usage,
         explain: wanted.explain,
     };
-    let turns = served.begin(wanted.ask, wanted.n).await;
-    let mut turns = turns.map_err(|error| placed(error, &wanted.tools))?;
+    let prepared = served.prepare(wanted.ask).await;
+    let prepared = prepared.map_err(|error| placed(error, &wanted.tools))?;
+    let slots = served.engine.info().slots;
+    let mut turns = Choices::start(wanted.n, slots, move |choice| prepared.start(choice));
     if !wanted.stream {
-        let answers = turns.into_iter().map(|turn| whole(turn, head.shaped));
-        let answers = try_join_all(answers).await?;
+        let answers = answers(wanted.n, head.shaped, turns.steps()).await?;
         return Ok(Json(response(&head, answers)).into_response());
     }
-    // What fails before a turn is admitted becomes the status; a long wait must not look like one.
-    let admitted = try_join_all(turns.iter_mut().map(TurnStream::admitted));
-    if let Ok(failed) = tokio::time::timeout(app.settings.keep_alive, admitted).await {
-        failed?;
-    }
+    turns.admitted(app.settings.keep_alive).await?;
     let keep_alive = Some(app.settings.keep_alive);
-    Ok(sse::stream(stream::events(head, turns), keep_alive))
+    let events = stream::events(head, wanted.n, turns.steps());
+    Ok(sse::stream(events, keep_alive))
 }
 
 /// The conversation of a request for a chat completion, as its prompt is rendered from it.
@@ -112,25 +111,34 @@ fn placed(mut error: ApiError, tools: &[String]) -> ApiError {
     error
 }
 
-/// A turn to its end.
-async fn whole(mut turn: TurnStream, shaped: bool) -> Result<(Answer, Box<Outcome>), ApiError> {
-    let mut teller = Teller::new(shaped);
-    let mut answer = Answer::default();
-    loop {
-        match turn.next().await {
-            Some(TurnEvent::Done(outcome)) if outcome.finish == Finish::Cancelled => {
+/// The answers of `n` turns, each to its end.
+async fn answers(
+    n: usize,
+    shaped: bool,
+    mut events: BoxStream<'static, (usize, TurnEvent)>,
+) -> Result<Vec<(Answer, Box<Outcome>)>, ApiError> {
+    let begun = || (Teller::new(shaped), Answer::default(), None);
+    let mut turns: Vec<_> = std::iter::repeat_with(begun).take(n).collect();
+    while let Some((index, event)) = events.next().await {
+        let Some((teller, answer, over)) = turns.get_mut(index) else {
+            continue;
+        };
+        match event {
+            TurnEvent::Failed(error) => return Err(error),
+            TurnEvent::Done(outcome) if outcome.finish == Finish::Cancelled => {
                 return Err(stopped());
             }
-            Some(TurnEvent::Done(outcome)) => return Ok((answer, outcome)),
-            Some(TurnEvent::Failed(error)) => return Err(error),
-            Some(event) => {
+            TurnEvent::Done(outcome) => *over = Some(outcome),
+            event => {
                 if let Some(step) = teller.tell(event) {
                     answer.add(step);
                 }
             }
-            None => return Err(stopped()),
         }
     }
+    let whole = |(_, answer, over): (_, _, Option<_>)| Some((answer, over?));
+    let answers: Option<Vec<_>> = turns.into_iter().map(whole).collect();
+    answers.ok_or_else(stopped)
 }
 
 fn response(head: &Head, answers: Vec<(Answer, Box<Outcome>)>) -> Value {

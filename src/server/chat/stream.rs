@@ -7,12 +7,12 @@
 use super::answer::{Step, Style, Teller, finish_reason, logprobs};
 use crate::server::{
     sse::SseEvent,
-    turn::{Finish, Outcome, TurnEvent, TurnStream, stopped},
+    turn::{Finish, Outcome, TurnEvent, stopped},
     usage::Total,
 };
 use futures_util::{
     Stream, StreamExt,
-    stream::{self, BoxStream, SelectAll},
+    stream::{self, BoxStream},
 };
 use serde_json::{Value, json};
 use std::collections::VecDeque;
@@ -58,16 +58,20 @@ impl Head {
     }
 }
 
-/// The events of a response whose choices are `turns`. Dropping it cancels them.
-pub fn events(head: Head, turns: Vec<TurnStream>) -> impl Stream<Item = SseEvent> + Send {
-    let choices = turns.iter().map(|_| Choice {
+/// The events of a response of `n` choices, of whose turns come `turns`. Dropping it cancels them.
+pub fn events(
+    head: Head,
+    n: usize,
+    turns: BoxStream<'static, (usize, TurnEvent)>,
+) -> impl Stream<Item = SseEvent> + Send {
+    let choice = || Choice {
         teller: Teller::new(head.shaped),
         began: false,
         outcome: None,
-    });
+    };
     let chunks = Chunks {
-        choices: choices.collect(),
-        turns: stream::select_all(turns.into_iter().enumerate().map(indexed)),
+        choices: std::iter::repeat_with(choice).take(n).collect(),
+        turns,
         head,
         ready: VecDeque::new(),
         over: false,
@@ -76,14 +80,6 @@ pub fn events(head: Head, turns: Vec<TurnStream>) -> impl Stream<Item = SseEvent
         let event = chunks.next().await?;
         Some((event, chunks))
     })
-}
-
-fn indexed((index, turn): (usize, TurnStream)) -> BoxStream<'static, (usize, TurnEvent)> {
-    let events = stream::unfold(turn, |mut turn| async move {
-        let event = turn.next().await?;
-        Some((event, turn))
-    });
-    events.map(move |event| (index, event)).boxed()
 }
 
 struct Choice {
@@ -95,7 +91,7 @@ struct Choice {
 
 struct Chunks {
     head: Head,
-    turns: SelectAll<BoxStream<'static, (usize, TurnEvent)>>,
+    turns: BoxStream<'static, (usize, TurnEvent)>,
     choices: Vec<Choice>,
     ready: VecDeque<SseEvent>,
     over: bool,
@@ -123,7 +119,7 @@ impl Chunks {
     }
 
     fn fail(&mut self, error: SseEvent) {
-        self.turns.clear();
+        self.turns = stream::empty().boxed();
         self.over = true;
         self.ready.extend([error, SseEvent::Done]);
     }

@@ -69,7 +69,7 @@ impl Tools {
         }
         // The newer field decides where both are given.
         if let Some(choice) = &request.tool_choice {
-            tools.choose(choice)?;
+            tools.choose(choice, settings)?;
         }
         Ok(tools)
     }
@@ -111,7 +111,7 @@ impl Tools {
         self.declared.iter().any(|tool| tool.name == name)
     }
 
-    fn choose(&mut self, choice: &Value) -> Result<(), ApiError> {
+    fn choose(&mut self, choice: &Value, settings: &Settings) -> Result<(), ApiError> {
         const FIELD: &str = "tool_choice";
         let object = match choice {
             Value::String(word) => return self.choose_word(FIELD, word),
@@ -119,20 +119,8 @@ impl Tools {
             other => return Err(wrong_type(FIELD, "a string or an object", other)),
         };
         match required_text(object, FIELD, "type")? {
-            "function" => {
-                // Responses' form, which some clients use here too, has the name at the top.
-                let name = match (object.get("function"), object.get("name")) {
-                    (None | Some(Value::Null), Some(Value::String(name))) => name,
-                    (function, _) => {
-                        let path = "tool_choice.function";
-                        let function = function.filter(|function| !function.is_null());
-                        let function = function.ok_or_else(|| ApiError::missing(path))?;
-                        required_text(as_object(function, path)?, path, "name")?
-                    }
-                };
-                self.name(FIELD, name)
-            }
-            "allowed_tools" => self.allow(object),
+            "function" => self.name(FIELD, named(object, FIELD)?),
+            "allowed_tools" => self.allow(object, settings),
             "custom" => {
                 let text = "Custom tools are in /v1/responses, not in chat completions.";
                 Err(ApiError::unsupported(FIELD, text))
@@ -177,7 +165,7 @@ impl Tools {
     }
 
     /// `allowed_tools`: the model is told of these alone.
-    fn allow(&mut self, object: &Map<String, Value>) -> Result<(), ApiError> {
+    fn allow(&mut self, object: &Map<String, Value>, settings: &Settings) -> Result<(), ApiError> {
         let path = "tool_choice.allowed_tools";
         let allowed = object.get("allowed_tools").filter(|inner| !inner.is_null());
         let allowed = allowed.ok_or_else(|| ApiError::missing(path))?;
@@ -188,14 +176,15 @@ impl Tools {
         let Value::Array(tools) = tools else {
             return Err(wrong_type(&tools_path, "an array", tools));
         };
+        let (most, len) = (settings.max_tools, tools.len());
+        if len > most {
+            let text = format!("Invalid '{tools_path}': expected at most {most}, found {len}.");
+            return Err(ApiError::invalid(tools_path, text));
+        }
         let mut names = Vec::new();
         for (i, tool) in tools.iter().enumerate() {
             let path = format!("{tools_path}[{i}]");
-            let tool = as_object(tool, &path)?;
-            let path = format!("{path}.function");
-            let function = tool.get("function");
-            let function = function.ok_or_else(|| ApiError::missing(&path))?;
-            let name = required_text(as_object(function, &path)?, &path, "name")?;
+            let name = named(as_object(tool, &path)?, &path)?;
             if !self.is_declared(name) {
                 let text =
                     format!("Invalid '{path}': there is no function {name:?} among the tools.");
@@ -236,6 +225,20 @@ impl Tools {
                 self.name(FIELD, name)
             }
             other => Err(wrong_type(FIELD, "a string or an object", other)),
+        }
+    }
+}
+
+/// The function that an object at `path` names: OpenAI's form, or that of Responses, which some
+/// clients use here too and which has the name at the top.
+fn named<'a>(object: &'a Map<String, Value>, path: &str) -> Result<&'a str, ApiError> {
+    match (object.get("function"), object.get("name")) {
+        (None | Some(Value::Null), Some(Value::String(name))) => Ok(name),
+        (function, _) => {
+            let path = format!("{path}.function");
+            let function = function.filter(|function| !function.is_null());
+            let function = function.ok_or_else(|| ApiError::missing(&path))?;
+            required_text(as_object(function, &path)?, &path, "name")
         }
     }
 }

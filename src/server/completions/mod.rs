@@ -9,6 +9,7 @@ mod stream;
 
 use super::{
     chat::{format, now},
+    choices::Choices,
     error::ApiError,
     extract::Body,
     models::Served,
@@ -19,7 +20,7 @@ use super::{
 };
 use crate::{
     engine::{Cancel, Request},
-    grammar::Format,
+    grammar::Constraint,
     sampler::{MaskSource, Sampling},
     tokenizer::lossy,
 };
@@ -28,7 +29,6 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use futures_util::{StreamExt, TryStreamExt, future::try_join_all};
 use request::{CompletionRequest, Prompt};
 use run::{Reader, Run};
 use std::{collections::VecDeque, sync::Arc};
@@ -62,15 +62,10 @@ async fn create(
     let settings = app.settings.clone();
     let blocking = served.clone();
     // Long prompts and large schemas take their time.
-    let read = move || {
-        let wanted = Wanted::read(request, &blocking, &settings)?;
-        let constraints = wanted.constraints(&blocking)?;
-        Ok((wanted, constraints))
-    };
+    let read = move || Wanted::read(request, &blocking, &settings);
     let read = tokio::task::spawn_blocking(read).await;
     let failed = |_| Err(ApiError::internal("The completion could not be started."));
-    let (wanted, constraints) = read.unwrap_or_else(failed)?;
-    let wanted = Arc::new(wanted);
+    let wanted = read.unwrap_or_else(failed)?;
     let head = Head {
         id: super::id::fresh("cmpl-"),
         created: now(),
@@ -80,28 +75,16 @@ async fn create(
         usage: wanted.usage,
         explain: wanted.explain,
     };
-    // Many choices take their turns: the queue is for other requests.
-    let at_once = served.engine.info().slots.max(1);
-    let streamed = wanted.stream;
-    let mut runs = wanted.start(served, constraints);
+    let (streamed, count) = (wanted.stream, wanted.prompts.len() * wanted.n);
+    let slots = served.engine.info().slots;
+    let mut runs = Choices::start(count, slots, move |index| wanted.start(&served, index));
     if !streamed {
-        let answers = futures_util::stream::iter(runs)
-            .map(whole)
-            .buffered(at_once);
-        let answers = answers.try_collect().await?;
+        let answers = whole(count, runs.steps()).await?;
         return Ok(Json(response(&head, answers)).into_response());
     }
-    let mut first: Vec<Run> = runs.by_ref().take(at_once).collect();
-    // What fails before a request is admitted becomes the status; a long wait must not look like one.
-    let admitted = try_join_all(first.iter_mut().map(Run::admitted));
-    if let Ok(failed) = tokio::time::timeout(app.settings.keep_alive, admitted).await {
-        failed?;
-    }
+    runs.admitted(app.settings.keep_alive).await?;
     let keep_alive = Some(app.settings.keep_alive);
-    Ok(sse::stream(
-        events(head, first.into_iter().chain(runs), at_once),
-        keep_alive,
-    ))
+    Ok(sse::stream(events(head, runs.steps()), keep_alive))
 }
 
 /// A request, checked.
@@ -114,7 +97,7 @@ struct Wanted {
     stop: Vec<String>,
     logprobs: Option<usize>,
     echo: bool,
-    format: Option<Format>,
+    constraint: Option<Box<Constraint>>,
     stream: bool,
     usage: bool,
     explain: bool,
@@ -160,47 +143,20 @@ impl Wanted {
             n,
             logprobs: logprobs.map(|_| rivals),
             echo: request.echo.unwrap_or(false),
-            format: shape.map(|(format, _)| format),
+            constraint: shape
+                .map(|(format, _)| served.grammars.raw(&format))
+                .transpose()?,
             stream: request.stream.unwrap_or(false),
             usage: options.include_usage.unwrap_or(false),
             explain: own.explain_cache.unwrap_or(false),
         })
     }
 
-    /// One for each choice.
-    fn constraints(&self, served: &Served) -> Result<Vec<Option<Box<dyn MaskSource>>>, ApiError> {
-        let one = |_| match &self.format {
-            None => Ok(None),
-            Some(format) => Ok(Some(served.grammars.raw(format)?)),
-        };
-        (0..self.prompts.len() * self.n).map(one).collect()
-    }
-
-    /// The choices, prompt by prompt. Each starts when it is taken.
-    fn start(
-        self: Arc<Self>,
-        served: Arc<Served>,
-        constraints: Vec<Option<Box<dyn MaskSource>>>,
-    ) -> impl Iterator<Item = Run> + Send + 'static {
-        let choices = constraints.into_iter().enumerate();
-        choices.filter_map(move |(index, constraint)| {
-            let (prompt, choice) = (index / self.n, index % self.n);
-            Some(self.choice(
-                &served,
-                self.prompts.get(prompt)?,
-                choice as u64,
-                constraint,
-            ))
-        })
-    }
-
-    fn choice(
-        &self,
-        served: &Served,
-        prompt: &[u32],
-        choice: u64,
-        constraint: Option<Box<dyn MaskSource>>,
-    ) -> Run {
+    /// Submits choice `index` of all: those of a prompt follow each other.
+    fn start(&self, served: &Served, index: usize) -> Run {
+        let (prompt, choice) = (index / self.n, index % self.n);
+        let prompt = self.prompts.get(prompt).map_or(&[][..], Vec::as_slice);
+        let constraint = self.constraint.clone();
         let tok = &served.tokenizer;
         let cancel = Cancel::default();
         let told = self.echo && self.logprobs.is_some();
@@ -212,14 +168,14 @@ impl Wanted {
         let events = served.engine.submit(Request {
             tokens: prompt.to_vec(),
             sampling: Sampling {
-                seed: self.sampling.seed.map(|seed| seed.wrapping_add(choice)),
+                seed: self.sampling.seed.map(|seed| seed.wrapping_add(choice as u64)),
                 ..self.sampling.clone()
             },
             max_tokens: Some(self.max_tokens),
             stop_ids: tok.stop_ids(),
             logprobs: self.logprobs,
             prompt_logprobs: self.logprobs.filter(|_| told),
-            constraint,
+            constraint: constraint.map(|constraint| constraint as Box<dyn MaskSource>),
             cancel: cancel.clone(),
         });
         Run {

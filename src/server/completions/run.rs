@@ -6,6 +6,7 @@
 use crate::{
     engine::{Cancel, Event, Events, Failure, FinishReason, Miss, Usage},
     server::{
+        choices::Choice,
         error::ApiError,
         turn::{Pending, TokenLogprob, stopped},
     },
@@ -47,6 +48,14 @@ pub struct Piece {
     pub tokens: Vec<Entry>,
 }
 
+impl Piece {
+    /// Appends the piece after this one.
+    pub fn add(&mut self, mut next: Piece) {
+        self.text += &next.text;
+        self.tokens.append(&mut next.tokens);
+    }
+}
+
 /// A complete choice.
 #[derive(Debug)]
 pub struct Done {
@@ -70,9 +79,11 @@ pub struct Entry {
     first: bool,
 }
 
-impl Run {
+impl Choice for Run {
+    type Step = Step;
+
     /// The next step. Cancel-safe.
-    pub async fn next(&mut self) -> Option<Step> {
+    async fn next(&mut self) -> Option<Step> {
         loop {
             if let Some(step) = self.ready.pop_front() {
                 return Some(step);
@@ -84,12 +95,7 @@ impl Run {
         }
     }
 
-    /// Waits until the request is admitted: an error known by then can become the HTTP status.
-    /// Cancel-safe.
-    ///
-    /// # Errors
-    /// The failure that would have been the choice's last step.
-    pub async fn admitted(&mut self) -> Result<(), ApiError> {
+    async fn admitted(&mut self) -> Result<(), ApiError> {
         while !self.reader.admitted && !self.reader.over {
             self.read().await;
         }
@@ -98,7 +104,9 @@ impl Run {
             _ => Ok(()),
         }
     }
+}
 
+impl Run {
     async fn read(&mut self) {
         let event = self.events.next_event().await;
         let event = event.unwrap_or(Event::Error(Failure::Stopped));
@@ -123,6 +131,8 @@ pub struct Reader {
     /// The prompt's text, until it went out.
     echo: Option<StreamDecoder>,
     generated: usize,
+    /// As far as it is known before the end.
+    usage: Usage,
     miss: Option<Miss>,
     admitted: bool,
     over: bool,
@@ -141,6 +151,7 @@ impl Reader {
             characters: 0,
             echo: echo.then(StreamDecoder::default),
             generated: 0,
+            usage: Usage::default(),
             miss: None,
             admitted: false,
             over: false,
@@ -159,7 +170,13 @@ impl Reader {
     fn read(&mut self, event: Event) -> Option<Step> {
         match event {
             Event::Queued => None,
-            Event::Prefill { miss, .. } => {
+            Event::Prefill {
+                total,
+                cached,
+                miss,
+                ..
+            } => {
+                (self.usage.prompt_tokens, self.usage.cached_tokens) = (total, cached);
                 self.miss = miss;
                 self.admitted = true;
                 None
@@ -199,28 +216,10 @@ impl Reader {
                 let empty = piece.text.is_empty() && piece.tokens.is_empty();
                 (!empty).then_some(Step::Text(piece))
             }
-            Event::Finish { reason, mut usage } => {
-                self.over = true;
-                let mut rest = self.end_of_echo();
-                if !self.stops.hit() {
-                    let text = self.decoder.finish();
-                    let text = self.stops.push(&text) + &self.stops.finish();
-                    let complete = !self.stops.hit();
-                    self.say(text, complete, &mut rest);
-                }
-                usage.generated_tokens = self.generated;
-                let finish = match reason {
-                    _ if self.stops.hit() => "stop",
-                    FinishReason::Stop => "stop",
-                    FinishReason::Length => "length",
-                    FinishReason::Cancelled => return Some(Step::Failed(stopped())),
-                };
-                Some(Step::Done(Box::new(Done {
-                    rest,
-                    finish,
-                    usage,
-                    miss: self.miss,
-                })))
+            Event::Finish { reason, usage } => Some(self.finish(reason, usage)),
+            // All of the text is there: what fails after it takes nothing away.
+            Event::Error(_) if self.stops.hit() => {
+                Some(self.finish(FinishReason::Stop, self.usage))
             }
             Event::Error(failure) => {
                 self.over = true;
@@ -231,6 +230,30 @@ impl Reader {
                 }))
             }
         }
+    }
+
+    fn finish(&mut self, reason: FinishReason, mut usage: Usage) -> Step {
+        self.over = true;
+        let mut rest = self.end_of_echo();
+        if !self.stops.hit() {
+            let text = self.decoder.finish();
+            let text = self.stops.push(&text) + &self.stops.finish();
+            let complete = !self.stops.hit();
+            self.say(text, complete, &mut rest);
+        }
+        usage.generated_tokens = self.generated;
+        let finish = match reason {
+            _ if self.stops.hit() => "stop",
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+            FinishReason::Cancelled => return Step::Failed(stopped()),
+        };
+        Step::Done(Box::new(Done {
+            rest,
+            finish,
+            usage,
+            miss: self.miss,
+        }))
     }
 
     /// What is left of a character that the prompt's end cut.

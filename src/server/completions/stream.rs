@@ -4,7 +4,7 @@
 //! asked for, the usage in a chunk without choices, and `[DONE]`. A failure is an error in the place
 //! of the rest.
 
-use super::run::{Done, Piece, Run, Step, logprobs};
+use super::run::{Done, Piece, Step, logprobs};
 use crate::server::{FINGERPRINT, error::ApiError, sse::SseEvent, turn::stopped, usage::Total};
 use futures_util::{
     Stream, StreamExt,
@@ -62,24 +62,31 @@ impl Head {
     }
 }
 
-/// A choice to its end.
-pub async fn whole(mut run: Run) -> Result<(Piece, Box<Done>), ApiError> {
-    let mut whole = Piece::default();
-    let mut add = |piece: &mut Piece| {
-        whole.text += &piece.text;
-        whole.tokens.append(&mut piece.tokens);
-    };
-    loop {
-        match run.next().await {
-            Some(Step::Text(mut piece)) => add(&mut piece),
-            Some(Step::Done(mut done)) => {
-                add(&mut done.rest);
-                return Ok((whole, done));
+/// `count` choices, each to its end.
+///
+/// # Errors
+/// That of the first that fails.
+pub async fn whole(
+    count: usize,
+    mut steps: BoxStream<'static, (usize, Step)>,
+) -> Result<Vec<(Piece, Box<Done>)>, ApiError> {
+    let none = || (Piece::default(), None);
+    let mut choices: Vec<_> = std::iter::repeat_with(none).take(count).collect();
+    while let Some((index, step)) = steps.next().await {
+        let Some((whole, over)) = choices.get_mut(index) else {
+            continue;
+        };
+        match step {
+            Step::Text(piece) => whole.add(piece),
+            Step::Done(mut done) => {
+                whole.add(std::mem::take(&mut done.rest));
+                *over = Some(done);
             }
-            Some(Step::Failed(error)) => return Err(error),
-            None => return Err(stopped()),
+            Step::Failed(error) => return Err(error),
         }
     }
+    let choices = choices.into_iter().map(|(piece, over)| Some((piece, over?)));
+    choices.collect::<Option<_>>().ok_or_else(stopped)
 }
 
 /// The whole response.
@@ -93,18 +100,14 @@ pub fn response(head: &Head, answers: Vec<(Piece, Box<Done>)>) -> Value {
     response
 }
 
-/// The events of a response whose choices are `runs`, `at_once` of them at a time. Dropping it
-/// cancels them.
+/// The events of a response of whose choices come `steps`. Dropping it cancels them.
 pub fn events(
     head: Head,
-    runs: impl Iterator<Item = Run> + Send + 'static,
-    at_once: usize,
+    steps: BoxStream<'static, (usize, Step)>,
 ) -> impl Stream<Item = SseEvent> + Send {
     let chunks = Chunks {
         done: BTreeMap::new(),
-        runs: stream::iter(runs.enumerate())
-            .flat_map_unordered(at_once, indexed)
-            .boxed(),
+        steps,
         head,
         ready: VecDeque::new(),
         over: false,
@@ -115,17 +118,9 @@ pub fn events(
     })
 }
 
-fn indexed((index, run): (usize, Run)) -> BoxStream<'static, (usize, Step)> {
-    let steps = stream::unfold(run, |mut run| async move {
-        let step = run.next().await?;
-        Some((step, run))
-    });
-    steps.map(move |step| (index, step)).boxed()
-}
-
 struct Chunks {
     head: Head,
-    runs: BoxStream<'static, (usize, Step)>,
+    steps: BoxStream<'static, (usize, Step)>,
     done: BTreeMap<usize, Box<Done>>,
     ready: VecDeque<SseEvent>,
     over: bool,
@@ -140,14 +135,14 @@ impl Chunks {
             if self.over {
                 return None;
             }
-            match self.runs.next().await {
+            match self.steps.next().await {
                 Some((index, Step::Text(piece))) => self.chunk(index, &piece, None),
                 Some((index, Step::Done(done))) => {
                     self.chunk(index, &done.rest, Some(done.finish));
                     self.done.insert(index, done);
                 }
                 Some((_, Step::Failed(error))) => {
-                    self.runs = stream::empty().boxed();
+                    self.steps = stream::empty().boxed();
                     self.over = true;
                     self.ready.extend([SseEvent::error(&error), SseEvent::Done]);
                 }

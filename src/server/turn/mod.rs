@@ -1,7 +1,7 @@
 //! One turn of a conversation, between the wire's types and the engine.
 //!
-//! [`Served::turn`] renders the conversation, makes its rules a mask, submits it, and reads the
-//! tokens back as [`TurnEvent`]s. A turn is never lost to malformed Harmony: the parser gives every
+//! [`Served::prepare`] renders the conversation and makes its rules a mask, [`Prepared::start`]
+//! submits it and reads the tokens back as [`TurnEvent`]s. A turn is never lost to malformed Harmony: the parser gives every
 //! token a place, what it had to put right is counted, and a turn without any answer is an empty
 //! answer. The last event is [`TurnEvent::Done`] or [`TurnEvent::Failed`], exactly once.
 
@@ -10,10 +10,10 @@ mod reader;
 
 pub use logprobs::{Pending, TokenLogprob};
 
-use super::{error::ApiError, metrics::Metrics, models::Served};
+use super::{choices::Choice, error::ApiError, models::Served};
 use crate::{
     engine::{Cancel, Event, Events, Failure, FinishReason, Miss, Request, Usage},
-    grammar::{GrammarError, Rules},
+    grammar::{Constraint, GrammarError, Rules},
     harmony::{Conversation, Effort, Message, Parser, Part, Turn},
     sampler::{MaskSource, Sampling},
 };
@@ -129,97 +129,82 @@ impl Served {
         rendered.map_err(|error| ApiError::invalid("messages", format!("{error:#}")))
     }
 
-    /// Starts a turn. Takes as long as the prompt takes to tokenize and its schemas to compile:
-    /// async code prefers [`Served::begin`].
+    /// Makes all that a turn needs, on a thread that may block: long prompts and large schemas take
+    /// their time.
     ///
     /// # Errors
     /// 400 if the conversation or the rules can't be expressed, or the prompt does not fit.
-    pub fn turn(&self, ask: Ask) -> Result<TurnStream, ApiError> {
-        let prepared = self.prepare(&ask, 1)?;
-        let mut turns = self.submit(&ask, prepared);
-        turns.pop().ok_or_else(failed_to_start)
+    pub async fn prepare(self: &Arc<Self>, ask: Ask) -> Result<Prepared, ApiError> {
+        let served = Arc::clone(self);
+        let prepared = tokio::task::spawn_blocking(move || served.prepared(ask)).await;
+        prepared.unwrap_or_else(|_| Err(ApiError::internal("The turn could not be started.")))
     }
 
-    /// Starts `n` turns from one prompt, prepared on a thread that may block. Turn `i` draws with the
-    /// request's seed plus `i`.
-    ///
-    /// # Errors
-    /// As [`Served::turn`].
-    pub async fn begin(self: &Arc<Self>, ask: Ask, n: usize) -> Result<Vec<TurnStream>, ApiError> {
-        let ask = Arc::new(ask);
-        let (served, asked) = (Arc::clone(self), Arc::clone(&ask));
-        let prepared = tokio::task::spawn_blocking(move || served.prepare(&asked, n)).await;
-        let prepared = prepared.unwrap_or_else(|_| Err(failed_to_start()))?;
-        Ok(self.submit(&ask, prepared))
-    }
-
-    fn prepare(&self, ask: &Ask, n: usize) -> Result<Prepared, ApiError> {
+    fn prepared(self: Arc<Self>, ask: Ask) -> Result<Prepared, ApiError> {
         let tokens = self.prompt(&ask.conversation)?;
         let context = self.engine.info().context;
         if tokens.len() >= context {
             return Err(ApiError::context_length(tokens.len(), context));
         }
-        let one = |_| {
-            let parser = Parser::new(self.tokenizer.clone(), ask.conversation.tool_names());
-            let parser =
-                parser.map_err(|error| ApiError::invalid("model", format!("{error:#}")))?;
-            let constraint = self.grammars.constrain(&ask.rules, &ask.conversation)?;
-            let reader = Reader::new(
-                self.tokenizer.clone(),
-                parser,
+        let parser = Parser::new(self.tokenizer.clone(), ask.conversation.tool_names());
+        let parser = parser.map_err(|error| ApiError::invalid("model", format!("{error:#}")))?;
+        Ok(Prepared {
+            constraint: self.grammars.constrain(&ask.rules, &ask.conversation)?,
+            parser,
+            tokens,
+            ask,
+            served: self,
+        })
+    }
+}
+
+/// A turn that can be started, as often as it is wanted.
+pub struct Prepared {
+    served: Arc<Served>,
+    ask: Ask,
+    tokens: Vec<u32>,
+    parser: Parser,
+    constraint: Option<Box<Constraint>>,
+}
+
+impl Prepared {
+    /// Submits the turn as choice `choice` of its request, which draws with the request's seed plus
+    /// that.
+    pub fn start(&self, choice: usize) -> TurnStream {
+        let (served, ask) = (&self.served, &self.ask);
+        let cancel = Cancel::default();
+        let seed = ask.sampling.seed;
+        let constraint = self.constraint.clone();
+        let events = served.engine.submit(Request {
+            tokens: self.tokens.clone(),
+            sampling: Sampling {
+                seed: seed.map(|seed| seed.wrapping_add(choice as u64)),
+                ..ask.sampling.clone()
+            },
+            max_tokens: ask.max_tokens,
+            stop_ids: served.tokenizer.stop_ids(),
+            logprobs: ask.logprobs,
+            constraint: constraint.map(|constraint| constraint as Box<dyn MaskSource>),
+            cancel: cancel.clone(),
+            ..Request::default()
+        });
+        TurnStream {
+            events,
+            cancel,
+            reader: Some(Reader::new(
+                served.tokenizer.clone(),
+                self.parser.clone(),
                 ask.stop.clone(),
                 !ask.rules.parallel,
                 ask.logprobs.is_some(),
-            );
-            Ok((reader, constraint))
-        };
-        let turns = (0..n).map(one).collect::<Result<_, ApiError>>()?;
-        Ok(Prepared { tokens, turns })
+            )),
+            ready: VecDeque::new(),
+            admitted: false,
+            usage: Usage::default(),
+            miss: None,
+            served: served.clone(),
+        }
     }
-
-    fn submit(&self, ask: &Ask, prepared: Prepared) -> Vec<TurnStream> {
-        let tokens = prepared.tokens;
-        let turns = prepared.turns.into_iter().zip(0..);
-        turns
-            .map(|((reader, constraint), i)| {
-                let cancel = Cancel::default();
-                let seed = ask.sampling.seed.map(|seed| seed.wrapping_add(i));
-                let events = self.engine.submit(Request {
-                    tokens: tokens.clone(),
-                    sampling: Sampling {
-                        seed,
-                        ..ask.sampling.clone()
-                    },
-                    max_tokens: ask.max_tokens,
-                    stop_ids: self.tokenizer.stop_ids(),
-                    logprobs: ask.logprobs,
-                    constraint,
-                    cancel: cancel.clone(),
-                    ..Request::default()
-                });
-                TurnStream {
-                    events,
-                    cancel,
-                    reader: Some(reader),
-                    ready: VecDeque::new(),
-                    admitted: false,
-                    miss: None,
-                    model: self.name.clone(),
-                    metrics: self.metrics.clone(),
-                }
-            })
-            .collect()
-    }
-}
-
-/// What turns need before they are submitted.
-struct Prepared {
-    tokens: Vec<u32>,
-    turns: Vec<(Reader, Option<Box<dyn MaskSource>>)>,
-}
-
-fn failed_to_start() -> ApiError {
-    ApiError::internal("The turn could not be started.")
 }
 
 impl From<GrammarError> for ApiError {
@@ -292,9 +277,22 @@ pub struct TurnStream {
     reader: Option<Reader>,
     ready: VecDeque<TurnEvent>,
     admitted: bool,
+    /// As far as it is known before the end.
+    usage: Usage,
     miss: Option<Miss>,
-    model: String,
-    metrics: Metrics,
+    served: Arc<Served>,
+}
+
+impl Choice for TurnStream {
+    type Step = TurnEvent;
+
+    async fn next(&mut self) -> Option<TurnEvent> {
+        TurnStream::next(self).await
+    }
+
+    async fn admitted(&mut self) -> Result<(), ApiError> {
+        TurnStream::admitted(self).await
+    }
 }
 
 impl TurnStream {
@@ -314,18 +312,14 @@ impl TurnStream {
     /// Cancel-safe.
     ///
     /// # Errors
-    /// The failure that would have been the turn's only event.
+    /// The failure that is the turn's only event.
     pub async fn admitted(&mut self) -> Result<(), ApiError> {
         while !self.admitted && self.reader.is_some() {
             let event = self.events.next_event().await;
             self.take(event.unwrap_or(Event::Error(Failure::Stopped)));
         }
         match self.ready.front() {
-            Some(TurnEvent::Failed(error)) => {
-                let error = error.clone();
-                self.ready.clear();
-                Err(error)
-            }
+            Some(TurnEvent::Failed(error)) => Err(error.clone()),
             _ => Ok(()),
         }
     }
@@ -345,6 +339,7 @@ impl TurnStream {
                 miss,
             } => {
                 self.admitted = true;
+                (self.usage.prompt_tokens, self.usage.cached_tokens) = (total, cached);
                 self.miss = miss;
                 self.ready.push_back(TurnEvent::Progress {
                     done,
@@ -363,10 +358,15 @@ impl TurnStream {
                 }
                 let opened = self.ready.range(before..);
                 if opened.into_iter().any(is_foreign) {
-                    tracing::warn!(model = self.model, "the model wrote in another's name");
+                    let model = &self.served.name;
+                    tracing::warn!(model, "the model wrote in another's name");
                 }
             }
             Event::Finish { reason, usage } => self.finish(reason, usage),
+            // All of the answer is there: what fails after it takes nothing away.
+            Event::Error(_) if self.reader.as_ref().is_some_and(Reader::is_over) => {
+                self.finish(FinishReason::Stop, self.usage);
+            }
             Event::Error(failure) => {
                 self.reader = None;
                 self.ready.push_back(TurnEvent::Failed(failure.into()));
@@ -381,26 +381,23 @@ impl TurnStream {
         let told = reader.finish(&mut self.ready);
         usage.generated_tokens = told.tokens;
         let calls = told.turn.calls().next().is_some();
+        let (model, metrics) = (&self.served.name, &self.served.metrics);
         for (repair, count) in told.turn.repairs.iter() {
             let kind = repair.to_string();
-            tracing::info!(
-                model = self.model,
-                kind,
-                count,
-                "put malformed Harmony right"
-            );
-            self.metrics.harmony_repairs(&self.model, &kind, count);
+            tracing::info!(model, kind, count, "put malformed Harmony right");
+            metrics.harmony_repairs(model, &kind, count);
         }
         let said = told.turn.parts.iter().any(|part| *part != Part::Reasoning);
         if reason == FinishReason::Stop && !said {
             // It ended by itself, but without an answer: an empty one.
-            tracing::info!(model = self.model, "a turn without an answer");
-            self.metrics.harmony_repairs(&self.model, "no answer", 1);
+            tracing::info!(model, "a turn without an answer");
+            metrics.harmony_repairs(model, "no answer", 1);
         }
         let finish = match reason {
             FinishReason::Length if !told.cut => Finish::Length,
             FinishReason::Cancelled if !told.cut => Finish::Cancelled,
-            _ if calls && told.stopped_by.is_none() => Finish::ToolCalls,
+            // A stop string after them too: whoever called waits for an answer.
+            _ if calls => Finish::ToolCalls,
             _ => Finish::Stop,
         };
         self.ready.push_back(TurnEvent::Done(Box::new(Outcome {
