@@ -5,8 +5,7 @@
 //! endless blanks, which models fall into, are not. Strings may hold any escape that JSON has. Fields
 //! come in the schema's order.
 //!
-//! The bounds: those below, and llguidance's own on what a mask may cost (50,000 items of its parser,
-//! 200,000 steps of its lexer). What is too large to begin is refused; what grows too large on the way
+//! The bounds are those below. What is too large to begin is refused; what grows too large on the way
 //! ends the answer.
 //!
 //! What was compiled is kept, refusals too, within the cache's bytes. A few compile at a time, so
@@ -49,7 +48,11 @@ pub const MAX_MULTIPLES: f64 = 10_000.0;
 pub const MAX_COUNTED: usize = 200;
 /// Most states of a text's lexer, about 500 bytes each. A string with a `maxLength` takes seven for
 /// each of its characters.
-const MAX_STATES: usize = 100_000;
+pub const MAX_STATES: usize = 100_000;
+/// Most items that llguidance's parser makes for one mask, at about 20 in a microsecond.
+pub const MASK_ITEMS: usize = 50_000;
+/// Most steps that its lexer takes for one mask, at about 14 in a microsecond.
+pub const MASK_STEPS: u64 = 200_000;
 /// Formats that are compiled at once.
 const AT_ONCE: usize = 2;
 
@@ -82,8 +85,11 @@ impl Compiler {
         let slices = SlicedBiasComputer::json_slices();
         let mut factory = ParserFactory::new(&vocabulary, abilities, &slices)?;
         factory.quiet();
-        factory.limits_mut().verbose_errors = false;
-        factory.limits_mut().max_lexer_states = MAX_STATES;
+        let limits = factory.limits_mut();
+        limits.verbose_errors = false;
+        limits.max_lexer_states = MAX_STATES;
+        limits.step_max_items = MASK_ITEMS;
+        limits.step_lexer_fuel = MASK_STEPS;
         Ok(Compiler {
             factory,
             cache: Mutex::new(Cache::new()),
@@ -113,7 +119,9 @@ impl Compiler {
         }
         let compiled = self.compile(format, key.len());
         let compiled = compiled.map_err(|error| format!("{kind}: {error}"));
-        let bytes = compiled.as_ref().map_or_else(String::len, |mold| mold.bytes);
+        let bytes = compiled
+            .as_ref()
+            .map_or_else(String::len, |mold| mold.bytes);
         let compiled = compiled.map(Arc::new);
         locked(&self.cache).put(key, compiled.clone(), bytes);
         compiled

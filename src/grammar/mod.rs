@@ -18,8 +18,8 @@ mod turn;
 mod vocabulary;
 
 pub use compile::{
-    MAX_COUNTED, MAX_FIELDS, MAX_GRAMMAR_BYTES, MAX_MULTIPLES, MAX_NESTING, MAX_OPTIONAL,
-    MAX_SCHEMA_BYTES,
+    MASK_ITEMS, MASK_STEPS, MAX_COUNTED, MAX_FIELDS, MAX_GRAMMAR_BYTES, MAX_MULTIPLES, MAX_NESTING,
+    MAX_OPTIONAL, MAX_SCHEMA_BYTES, MAX_STATES,
 };
 pub use rules::{Format, GrammarError, Place, RuledTool, Rules, ToolChoice};
 

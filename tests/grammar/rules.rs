@@ -493,13 +493,18 @@ fn copies_of_a_constraint_go_their_own_ways() {
     let rules = formatted();
     let turn = grammars.constrain(&rules, &Conversation::default());
     let mut turn = turn.expect("a schema").expect("a constraint");
-    let mut plain = grammars.raw(&schema().expect("a schema")).expect("a schema");
+    let mut plain = grammars
+        .raw(&schema().expect("a schema"))
+        .expect("a schema");
     feed(&mut *turn, &ids(tok, FINAL));
     for begun in [&mut turn, &mut plain] {
         let mut fresh = begun.clone();
         feed(&mut **begun, &ids(tok, "{\"name\":\"é\""));
         let mut other = begun.clone();
-        feed(&mut *fresh, &ids(tok, "{\"name\":\"x\",\"age\":5}<|return|>"));
+        feed(
+            &mut *fresh,
+            &ids(tok, "{\"name\":\"x\",\"age\":5}<|return|>"),
+        );
         feed(&mut **begun, &ids(tok, ",\"age\":1"));
         feed(&mut *other, &ids(tok, ",\"age\":22}<|return|>"));
         feed(&mut **begun, &ids(tok, "}<|return|>"));

@@ -236,6 +236,35 @@ async fn a_shape_holds_from_the_first_token() {
 }
 
 #[tokio::test]
+async fn shapes_in_the_words_of_vllm_hold_too() {
+    let client = Client::demo(Settings::default());
+    let schema = json!({"type": "object", "properties": {"a": {"enum": ["x|y"]}}, "required": ["a"], "additionalProperties": false});
+    let choices = json!(["x|y", "(z)"]);
+    for (shape, fits) in [
+        (json!({"guided_choice": choices}), &["x|y", "(z)"][..]),
+        (
+            json!({"structured_outputs": {"choice": choices}}),
+            &["x|y", "(z)"],
+        ),
+        (json!({"guided_regex": "ab"}), &["ab"]),
+        (json!({"guided_grammar": "start: \"a\" \"b\""}), &["ab"]),
+        (json!({"guided_json": schema}), &["{\"a\":\"x|y\"}"]),
+        (
+            json!({"structured_outputs": {"json": schema.to_string()}}),
+            &["{\"a\":\"x|y\"}"],
+        ),
+    ] {
+        let mut body =
+            json!({"prompt": "What is 2 + 3?", "max_tokens": 99, "temperature": 1, "seed": 5});
+        let fields = body.as_object_mut().expect("an object");
+        fields.extend(shape.as_object().cloned().unwrap_or_default());
+        let text = texts(&whole(&client, &body).await).remove(0);
+        let text = text.replace([' ', '\n', '\r', '\t'], "");
+        assert!(fits.contains(&text.as_str()), "{shape}: {text}");
+    }
+}
+
+#[tokio::test]
 async fn more_choices_than_the_engine_takes_at_once_are_answered() {
     // The engine of these tests has two slots; each choice says which prompt it answers.
     let told = Told::new(|asked| events(&asked.tokens, asked.tokens.len(), FinishReason::Length));

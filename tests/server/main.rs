@@ -1,6 +1,7 @@
 //! The server through its router, without a socket unless a test is about sockets.
 
 mod chat;
+mod choices;
 mod clients;
 mod commands;
 #[path = "../common/mod.rs"]

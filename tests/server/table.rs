@@ -10,7 +10,7 @@ mod plan;
 
 use crate::support::{Answer, Client};
 use doc::{Field, Kind};
-use gossamer::server::Settings;
+use gossamer::{grammar, server::Settings};
 use place::Place;
 use plan::{Expect, Plan, Try, WRONG, cases};
 use serde_json::{Value, json};
@@ -326,9 +326,39 @@ fn the_limits_are_those_of_the_program() {
         format!("JSON values in a body | {}", limits.max_json_values),
         format!("`n` | {}", limits.max_n),
         format!("prompts of a completions request | {}", limits.max_prompts),
+        format!("one JSON schema | {} KiB", kib(limits.max_schema_bytes)),
         format!(
-            "one JSON schema, expression or grammar | {} KiB",
-            kib(limits.max_schema_bytes)
+            "one expression or grammar | {} KiB",
+            kib(grammar::MAX_GRAMMAR_BYTES)
+        ),
+        format!(
+            "the schemas of all strict tools together | {} KiB",
+            kib(grammar::MAX_TOOL_BYTES)
+        ),
+        format!(
+            "a schema: JSON arrays and objects in each other (an object's field takes two) | {}",
+            grammar::MAX_NESTING
+        ),
+        format!("a schema: fields in all | {}", grammar::MAX_FIELDS),
+        format!(
+            "a schema: fields of one object that are not required | {}; {} in all where \
+             `minProperties` or `maxProperties` stand",
+            grammar::MAX_OPTIONAL,
+            grammar::MAX_COUNTED
+        ),
+        format!(
+            "a schema: the values of `multipleOf`, without their points, together | {}",
+            grammar::MAX_MULTIPLES
+        ),
+        format!(
+            "the work for one mask | {} items of the parser, {} steps of the lexer: a few \
+             milliseconds each",
+            grammar::MASK_ITEMS,
+            grammar::MASK_STEPS
+        ),
+        format!(
+            "what an answer's shape may keep in mind | {} states, about 50 MB",
+            grammar::MAX_STATES
         ),
         format!("tools | {}", limits.max_tools),
         format!("entries of `logit_bias` | {}", limits.max_logit_bias),

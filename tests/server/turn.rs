@@ -8,7 +8,7 @@ use gossamer::{
         Cancel, Engine, Event, Events, Failure, FinishReason, ModelInfo, Request, Stats, Usage,
     },
     grammar::{RuledTool, Rules},
-    harmony::{Channel, Conversation, Message, Part, Tool},
+    harmony::{Channel, Conversation, Message, Tool},
     server::{
         App, Served, Settings,
         error::ApiError,
@@ -367,7 +367,8 @@ async fn how_turns_end() {
         call("f"),
         call("f")
     );
-    let cases: [(&str, FinishReason, bool, Finish, &[&str]); 8] = [
+    let stopped = format!("{two}<|start|>assistant<|channel|>final<|message|>One END two");
+    let cases: [(&str, FinishReason, bool, Finish, &[&str]); 9] = [
         (
             "<|channel|>final<|message|>Yes<|return|>",
             FinishReason::Stop,
@@ -411,6 +412,14 @@ async fn how_turns_end() {
             Finish::ToolCalls,
             &["x", "{}"],
         ),
+        // Whoever called waits for an answer, whatever came after the calls.
+        (
+            &stopped,
+            FinishReason::Length,
+            true,
+            Finish::ToolCalls,
+            &["x", "{}", "{}", "One "],
+        ),
         (
             "<|channel|>final<|message|>Ye",
             FinishReason::Cancelled,
@@ -431,6 +440,7 @@ async fn how_turns_end() {
                 parallel,
                 ..Rules::default()
             },
+            stop: vec!["END".into()],
             ..Ask::default()
         };
         let mut turn = engine.turn(ask).await;

@@ -78,23 +78,28 @@ pub fn read(
             return Err(ApiError::invalid(param, text));
         }
     };
+    bounded(shape, &place, settings).map(Some)
+}
+
+/// `shape`, which stands at `place`, if it is not too long.
+///
+/// # Errors
+/// 400 that names the place.
+pub fn bounded(shape: Shape, place: &str, settings: &Settings) -> Result<Shape, ApiError> {
     let bytes = match &shape.0 {
         Format::JsonSchema { schema } => schema.to_string().len(),
         Format::Regex(text) | Format::Lark(text) => text.len(),
         Format::JsonObject => 0,
     };
     let most = settings.max_schema_bytes;
-    if bytes > most {
-        return Err(out_of_range(
-            &place,
-            &format!("at most {most} bytes"),
-            bytes,
-        ));
+    match bytes > most {
+        true => Err(out_of_range(place, &format!("at most {most} bytes"), bytes)),
+        false => Ok(shape),
     }
-    Ok(Some(shape))
 }
 
-fn told(name: &str, description: Option<&str>, schema: &Value) -> Shape {
+/// The shape of a schema, and that the model is told of it.
+pub fn told(name: &str, description: Option<&str>, schema: &Value) -> Shape {
     let format = Format::JsonSchema {
         schema: schema.clone(),
     };

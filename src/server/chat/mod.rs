@@ -6,11 +6,13 @@
 
 mod answer;
 pub(super) mod format;
+mod guided;
 mod messages;
 mod request;
 mod stream;
 mod tools;
 
+pub use guided::Shaping;
 pub use request::{OwnOptions, StreamOptions};
 
 use super::{
@@ -73,7 +75,8 @@ async fn create(
         explain: wanted.explain,
     };
     let prepared = served.prepare(wanted.ask).await;
-    let prepared = prepared.map_err(|error| placed(error, &wanted.tools))?;
+    let placed = |error| placed(error, &wanted.tools, wanted.shaped_by);
+    let prepared = prepared.map_err(placed)?;
     let slots = served.engine.info().slots;
     let mut turns = Choices::start(wanted.n, slots, move |choice| prepared.start(choice));
     if !wanted.stream {
@@ -99,8 +102,12 @@ pub(super) fn conversation(
     Ok(Wanted::read(request, served, settings)?.ask.conversation)
 }
 
-/// An error of function `i` of the turn, with the place of that function in the request.
-fn placed(mut error: ApiError, tools: &[String]) -> ApiError {
+/// An error of the turn's shape or of its function `i`, with the place of that in the request.
+fn placed(mut error: ApiError, tools: &[String], shaped_by: Option<String>) -> ApiError {
+    if error.param.as_deref() == Some("response_format") {
+        error.param = shaped_by;
+        return error;
+    }
     let index = error.param.as_deref().and_then(|param| {
         let (index, _) = param.strip_prefix("tools[")?.split_once(']')?;
         index.parse::<usize>().ok()
@@ -163,6 +170,8 @@ struct Wanted {
     ask: Ask,
     /// Where each of its functions stands in the request.
     tools: Vec<String>,
+    /// Where its shape does.
+    shaped_by: Option<String>,
     n: usize,
     style: Style,
     stream: bool,
@@ -181,13 +190,9 @@ impl Wanted {
         let sampling = request.sampling();
         let sampling = sampling.sampling(settings, served.default_temperature(), vocab)?;
         let tools = Tools::read(&request, settings)?;
-        let shape = format::read(
-            request.response_format.as_ref(),
-            "response_format",
-            true,
-            settings,
-        )?;
-        let (format, told) = shape.map_or((None, None), |(format, told)| (Some(format), told));
+        let shape = request.shaping.read(settings)?;
+        let (shape, shaped_by) = shape.unzip();
+        let (format, told) = shape.unzip();
         let word = request.reasoning_effort.as_deref();
         let kwargs = request.chat_template_kwargs.as_ref();
         let (field, word) = match (word, kwargs.and_then(|k| k.reasoning_effort.as_deref())) {
@@ -219,7 +224,7 @@ impl Wanted {
                 date: Some(settings.today()),
                 instructions: said.instructions,
                 tools: tools.declared,
-                response_formats: told.into_iter().collect(),
+                response_formats: told.flatten().into_iter().collect(),
                 messages: said.messages,
                 ..Conversation::default()
             },
@@ -239,6 +244,7 @@ impl Wanted {
         Ok(Wanted {
             ask,
             tools: tools.paths,
+            shaped_by,
             n: sampling::count("n", request.n, settings.max_n)?,
             style,
             stream: request.stream.unwrap_or(false),

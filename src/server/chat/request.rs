@@ -3,6 +3,7 @@
 //! Every field is optional here, as `null` means absent everywhere; what must be there is said by
 //! the code that needs it. Fields that are not listed are accepted and ignored.
 
+use super::guided::Shaping;
 use crate::server::sampling::{Fields, Seed, Strings};
 use serde::{
     Deserialize, Deserializer,
@@ -33,8 +34,8 @@ pub struct ChatRequest {
     #[schema(value_type = Option<Object>)]
     pub function_call: Option<Value>,
     /// Shape of the answer.
-    #[schema(value_type = Option<Object>)]
-    pub response_format: Option<Value>,
+    #[serde(flatten)]
+    pub shaping: Shaping,
     /// How much the model thinks.
     pub reasoning_effort: Option<String>,
     /// False leaves the reasoning out of the answer.

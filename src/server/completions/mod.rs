@@ -8,15 +8,8 @@ mod run;
 mod stream;
 
 use super::{
-    chat::{format, now},
-    choices::Choices,
-    error::ApiError,
-    extract::Body,
-    models::Served,
-    sampling,
-    settings::Settings,
-    sse,
-    state::App,
+    chat::now, choices::Choices, error::ApiError, extract::Body, models::Served, sampling,
+    settings::Settings, sse, state::App,
 };
 use crate::{
     engine::{Cancel, Request},
@@ -124,12 +117,7 @@ impl Wanted {
         }
         let vocab = served.tokenizer.vocab_size();
         let fields = request.sampling();
-        let shape = format::read(
-            request.response_format.as_ref(),
-            "response_format",
-            true,
-            settings,
-        )?;
+        let shape = request.shaping.read(settings)?;
         let options = request.stream_options.take().unwrap_or_default();
         let own = request.gossamer.take().unwrap_or_default();
         let logprobs = request.logprobs;
@@ -143,9 +131,13 @@ impl Wanted {
             n,
             logprobs: logprobs.map(|_| rivals),
             echo: request.echo.unwrap_or(false),
-            constraint: shape
-                .map(|(format, _)| served.grammars.raw(&format))
-                .transpose()?,
+            constraint: match shape {
+                Some(((format, _), place)) => {
+                    let constraint = served.grammars.raw(&format);
+                    Some(constraint.map_err(|error| ApiError::invalid(place, error.message))?)
+                }
+                None => None,
+            },
             stream: request.stream.unwrap_or(false),
             usage: options.include_usage.unwrap_or(false),
             explain: own.explain_cache.unwrap_or(false),
@@ -168,7 +160,10 @@ impl Wanted {
         let events = served.engine.submit(Request {
             tokens: prompt.to_vec(),
             sampling: Sampling {
-                seed: self.sampling.seed.map(|seed| seed.wrapping_add(choice as u64)),
+                seed: self
+                    .sampling
+                    .seed
+                    .map(|seed| seed.wrapping_add(choice as u64)),
                 ..self.sampling.clone()
             },
             max_tokens: Some(self.max_tokens),

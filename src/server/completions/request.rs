@@ -1,14 +1,13 @@
 //! What `POST /v1/completions` reads. `null` means absent; fields that are not listed are ignored.
 
 use crate::server::{
-    chat::{OwnOptions, StreamOptions},
+    chat::{OwnOptions, Shaping, StreamOptions},
     sampling::{Fields, Seed, Strings},
 };
 use serde::{
     Deserialize, Deserializer,
     de::{Error as _, SeqAccess, Visitor},
 };
-use serde_json::Value;
 use std::{collections::HashMap, fmt};
 use utoipa::ToSchema;
 
@@ -60,8 +59,8 @@ pub struct CompletionRequest {
     #[schema(value_type = Option<i64>)]
     pub seed: Option<Seed>,
     /// Shape of the answer.
-    #[schema(value_type = Option<Object>)]
-    pub response_format: Option<Value>,
+    #[serde(flatten)]
+    pub shaping: Shaping,
     /// This server's own.
     pub gossamer: Option<OwnOptions>,
 }

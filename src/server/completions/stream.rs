@@ -85,7 +85,9 @@ pub async fn whole(
             Step::Failed(error) => return Err(error),
         }
     }
-    let choices = choices.into_iter().map(|(piece, over)| Some((piece, over?)));
+    let choices = choices
+        .into_iter()
+        .map(|(piece, over)| Some((piece, over?)));
     choices.collect::<Option<_>>().ok_or_else(stopped)
 }
 

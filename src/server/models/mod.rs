@@ -119,7 +119,7 @@ pub struct Loaded {
     /// Its vocabulary.
     pub tokenizer: Arc<Tokenizer>,
     /// What makes its rules masks.
-    pub grammars: Grammars,
+    pub grammars: Arc<Grammars>,
     /// What its header says.
     pub facts: Facts,
     /// What the server was told.
@@ -390,7 +390,7 @@ impl Inner {
             Ok(Arc::new(Loaded {
                 name: name.clone(),
                 engine: Arc::new(gate),
-                grammars: Grammars::new(tokenizer.clone()),
+                grammars: warmed(&tokenizer),
                 tokenizer,
                 facts,
                 settings: self.settings.clone(),
@@ -419,4 +419,16 @@ impl Inner {
         self.changed.notify_waiters();
         loaded.map(drop)
     }
+}
+
+/// What makes rules masks, getting ready beside whatever comes first: a request with a schema waits
+/// for the rest of that alone.
+fn warmed(tokenizer: &Arc<Tokenizer>) -> Arc<Grammars> {
+    let grammars = Arc::new(Grammars::new(tokenizer.clone()));
+    let warming = grammars.clone();
+    let thread = std::thread::Builder::new().name("grammars".to_owned());
+    if let Err(error) = thread.spawn(move || warming.warm()) {
+        tracing::warn!("the first schema will wait for what it needs: {error}");
+    }
+    grammars
 }

@@ -69,8 +69,9 @@ async fn malformed_turns_are_answers() {
             let response = whole(&client, &ask(json!({"tools": tools}))).await;
             let [reasoning, content, calls, finish] = short(&response);
             assert_eq!(finish, "length");
-            let said = [reasoning, content, calls].concat();
+            let said = [&reasoning, &content, &calls].map(String::as_str).concat();
             assert!(!said.contains("<|"), "{text} cut at {cut}: {said}");
+            println!("CUT {text} at {cut}: {:?}", [&reasoning, &content, &calls]);
         }
     }
 }

@@ -196,3 +196,49 @@ async fn what_is_wrong_with_a_conversation_is_named() {
         assert!(message.contains(word), "{answer}");
     }
 }
+
+#[tokio::test]
+async fn either_name_of_reasoning_is_read_whatever_the_other_holds() {
+    for (one, other) in [
+        ("reasoning", "reasoning_content"),
+        ("reasoning_content", "reasoning"),
+    ] {
+        for empty in [json!(""), json!(null)] {
+            let told = Told::text("<|return|>", FinishReason::Stop);
+            let client = Client::new(told.app(Settings::default()));
+            let call = json!({"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}});
+            let said =
+                json!({"role": "assistant", one: "A thought.", other: empty, "tool_calls": [call]});
+            let result = json!({"role": "tool", "tool_call_id": "c", "content": "1"});
+            whole(&client, &ask(json!({"messages": [said, result]}))).await;
+            let tokens = told.asked.lock().unwrap()[0].tokens.clone();
+            let prompt = String::from_utf8(demo().1.decode(&tokens)).expect("UTF-8");
+            assert!(prompt.contains("A thought."), "{one}: {prompt}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn allowed_tools_are_read_in_either_form_and_bounded() {
+    let client = says(
+        "<|channel|>final<|message|>ok<|return|>",
+        FinishReason::Stop,
+    );
+    let tools = functions(&["f", "g"]);
+    let body = |allowed: Vec<serde_json::Value>| {
+        let allowed = json!({"mode": "auto", "tools": allowed});
+        ask(
+            json!({"tools": tools, "tool_choice": {"type": "allowed_tools", "allowed_tools": allowed}}),
+        )
+    };
+    let nested = json!({"type": "function", "function": {"name": "f"}});
+    let flat = json!({"type": "function", "name": "g"});
+    whole(&client, &body(vec![nested, flat.clone()])).await;
+    let answer = client.post(PATH, &body(vec![flat; 513])).await;
+    answer.is_error(400).unwrap();
+    let error = &answer.json()["error"];
+    assert_eq!(
+        error["param"], "tool_choice.allowed_tools.tools",
+        "{answer}"
+    );
+}
