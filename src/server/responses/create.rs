@@ -213,10 +213,7 @@ fn previous(store: &Store, owner: Caller, id: &str) -> Result<Vec<Arc<Item>>, Ap
 
 /// Starts the turn.
 pub(super) async fn begin(served: &Arc<Served>, ask: Ask) -> Result<TurnStream, ApiError> {
-    let mut turns = served.begin(ask, 1).await?;
-    turns
-        .pop()
-        .ok_or_else(|| ApiError::internal("No turn was started."))
+    Ok(served.prepare(ask).await?.start(0))
 }
 
 /// An error that names this endpoint's fields, not those of chat completions; `places` are those of
