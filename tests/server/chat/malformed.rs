@@ -60,17 +60,29 @@ async fn malformed_turns_are_answers() {
             expected[1] != "-" || expected[3] == "stop"
         );
         // The same turn cut short anywhere is an answer too, and says that it was cut.
-        let ids = marked(&demo().1, &text);
+        let (_, tok) = demo();
+        let ids = marked(&tok, &text);
         for cut in 0..ids.len() {
             let ids = ids[..cut].to_vec();
+            let heard = ids.clone();
             let told =
-                Told::new(move |asked| events(&ids, asked.tokens.len(), FinishReason::Length));
+                Told::new(move |asked| events(&heard, asked.tokens.len(), FinishReason::Length));
             let client = Client::new(told.app(Settings::default()));
             let response = whole(&client, &ask(json!({"tools": tools}))).await;
             let [reasoning, content, calls, finish] = short(&response);
             assert_eq!(finish, "length");
-            let said = [reasoning, content, calls].concat();
+            let said = [&reasoning, &content, &calls].map(String::as_str).concat();
             assert!(!said.contains("<|"), "{text} cut at {cut}: {said}");
+            // What stood in a message by then is there.
+            let so_far = tok.decode(&ids);
+            let so_far = String::from_utf8_lossy(&so_far);
+            for message in so_far.split("<|message|>").skip(1) {
+                let body = message.split("<|").next().unwrap_or_default();
+                assert!(
+                    said.contains(body),
+                    "{text} cut at {cut} lacks {body}: {said}"
+                );
+            }
         }
     }
 }
