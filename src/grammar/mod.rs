@@ -107,7 +107,7 @@ impl Grammars {
         }
         let turn = turn::Turn::new(&self.tok, conversation, rules, format, tools);
         let turn = turn.map_err(|error| GrammarError::new(Place::Format, format!("{error:#}")))?;
-        Ok(Some(Box::new(Constraint(Kind::Turn(turn)))))
+        Ok(Some(Box::new(Constraint(Kind::Turn(Box::new(turn))))))
     }
 
     /// The constraint of a plain text: `format` from its first token to its end.
@@ -119,11 +119,11 @@ impl Grammars {
         let mold = mold.map_err(|message| GrammarError::new(Place::Format, message))?;
         let ends = ["<|return|>", "<|endoftext|>"];
         let ends = ends.iter().filter_map(|name| self.tok.special(name));
-        Ok(Box::new(Constraint(Kind::Plain(Plain {
+        Ok(Box::new(Constraint(Kind::Plain(Box::new(Plain {
             shape: Shape::new(&mold),
             ends: ends.collect(),
             ended: false,
-        }))))
+        })))))
     }
 
     fn mold(&self, format: &Format) -> Result<Arc<Mold>, String> {
@@ -144,8 +144,8 @@ pub struct Constraint(Kind);
 
 #[derive(Clone)]
 enum Kind {
-    Turn(turn::Turn),
-    Plain(Plain),
+    Turn(Box<turn::Turn>),
+    Plain(Box<Plain>),
 }
 
 impl MaskSource for Constraint {

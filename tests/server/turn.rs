@@ -26,6 +26,7 @@ pub struct Asked {
     pub tokens: Vec<u32>,
     pub seed: Option<u64>,
     pub max_tokens: Option<usize>,
+    pub constrained: bool,
     pub cancel: Cancel,
 }
 
@@ -83,6 +84,7 @@ impl Engine for Told {
             tokens: request.tokens,
             seed: request.sampling.seed,
             max_tokens: request.max_tokens,
+            constrained: request.constraint.is_some(),
             cancel: request.cancel,
         };
         for event in (self.tell)(&asked) {

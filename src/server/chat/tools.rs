@@ -139,7 +139,7 @@ impl Tools {
         self.choice = match word {
             "none" => ToolChoice::None,
             "auto" => ToolChoice::Auto,
-            "required" if !self.declared.is_empty() => ToolChoice::Required,
+            "required" if !self.ruled.is_empty() => ToolChoice::Required,
             "required" => {
                 let text =
                     format!("Invalid '{field}': a call is required, but there is no function.");
@@ -164,7 +164,7 @@ impl Tools {
         Ok(())
     }
 
-    /// `allowed_tools`: the model is told of these alone.
+    /// `allowed_tools`: the model may call these alone.
     fn allow(&mut self, object: &Map<String, Value>, settings: &Settings) -> Result<(), ApiError> {
         let path = "tool_choice.allowed_tools";
         let allowed = object.get("allowed_tools").filter(|inner| !inner.is_null());
@@ -192,14 +192,18 @@ impl Tools {
             }
             names.push(name);
         }
+        // The model is still told of all, so that the prompt is the same whatever is allowed.
         let is_kept = |tool: &Tool| names.contains(&tool.name.as_str());
         let mut kept = self.declared.iter().map(is_kept);
         self.paths.retain(|_| kept.next() == Some(true));
-        self.declared.retain(is_kept);
         self.ruled
             .retain(|tool| names.contains(&tool.name.as_str()));
         let mode = required_text(allowed, path, "mode")?;
         match mode {
+            "auto" if names.is_empty() => {
+                self.choice = ToolChoice::None;
+                Ok(())
+            }
             "auto" | "required" => self.choose_word(&format!("{path}.mode"), mode),
             other => {
                 let param = format!("{path}.mode");

@@ -122,7 +122,7 @@ impl Tools {
                 return Err(ApiError::unsupported(format!("{path}.type"), message));
             }
             kind => {
-                tracing::debug!(
+                tracing::info!(
                     tool = kind,
                     "a tool of a type that does not exist here is left out"
                 );

@@ -242,3 +242,26 @@ async fn allowed_tools_are_read_in_either_form_and_bounded() {
         "{answer}"
     );
 }
+
+/// The prompt is the same whatever is allowed, and the rest is left to the mask.
+#[tokio::test]
+async fn what_is_not_allowed_is_told_of_and_ruled_out() {
+    let allow = |names: &[&str]| {
+        let tools = functions(names);
+        json!({"tools": functions(&["f", "g"]), "tool_choice": {"type": "allowed_tools",
+            "allowed_tools": {"mode": "auto", "tools": tools}}})
+    };
+    let mut prompts = Vec::new();
+    for (names, ruled) in [(&["f", "g"][..], false), (&["g"], true), (&[], true)] {
+        let told = Told::text(
+            "<|channel|>final<|message|>ok<|return|>",
+            FinishReason::Stop,
+        );
+        let client = Client::new(told.app(Settings::default()));
+        client.post(PATH, &ask(allow(names))).await;
+        let asked = told.asked.lock().unwrap();
+        assert_eq!(asked[0].constrained, ruled, "{names:?}");
+        prompts.push(asked[0].tokens.clone());
+    }
+    assert!(prompts.iter().all(|prompt| *prompt == prompts[0]));
+}
