@@ -5,6 +5,8 @@
 //! `norm_router_topk`, `expert_gate_up_swiglu`, `expert_down_residual`, `norm_lm_head`.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod reference;
 mod windows;
 

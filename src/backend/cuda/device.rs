@@ -1,0 +1,432 @@
+//! One GPU: its context, one stream on which everything runs in order, the kernels, and graphs of them.
+//!
+//! Every call returns an error where the driver reports one. Since the stream runs behind, that may be
+//! an error of earlier work.
+#![allow(unsafe_code)] // calls into the driver
+
+use super::{
+    driver::{self, Properties, check},
+    memory::{Buffer, Pinned, Plain},
+};
+use crate::hub::human;
+use anyhow::{Result, anyhow, bail, ensure};
+use cudarc::driver::sys::{self, CUresult};
+use std::{
+    collections::HashMap,
+    ffi::{CStr, c_int, c_void},
+    ptr::null_mut,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+/// One kernel file as build.rs compiled it.
+struct Image {
+    name: &'static str,
+    /// Machine code of the GPUs that build.rs names.
+    sass: &'static [u8],
+    /// PTX for compute capability 8.0, for every other GPU.
+    ptx: &'static [u8],
+}
+
+/// The driver reads images at their alignment.
+#[repr(align(16))]
+struct Aligned<const N: usize>([u8; N]);
+
+macro_rules! embed {
+    ($name:literal) => {
+        Image {
+            name: $name,
+            sass: aligned!(concat!(env!("OUT_DIR"), "/", $name, ".sass")),
+            ptx: aligned!(concat!(env!("OUT_DIR"), "/", $name, ".ptx")),
+        }
+    };
+}
+macro_rules! aligned {
+    ($path:expr) => {{
+        static BYTES: Aligned<{ include_bytes!($path).len() }> = Aligned(*include_bytes!($path));
+        &BYTES.0
+    }};
+}
+static IMAGES: &[Image] = &include!(concat!(env!("OUT_DIR"), "/modules.rs"));
+
+/// Shared memory that a kernel may have without asking.
+const SHARED: u32 = 48 << 10;
+/// The variable that forces code for an older GPU, to test it.
+const FORCE: &str = "GOSSAMER_CUDA_ARCH";
+
+struct Function {
+    name: String,
+    handle: sys::CUfunction,
+    /// Bytes of its one argument.
+    args: usize,
+    /// Dynamic shared memory asked for so far.
+    shared: AtomicU32,
+}
+
+/// A GPU, open. Dropped with the last buffer.
+pub struct Device {
+    properties: Properties,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    modules: Vec<sys::CUmodule>,
+    functions: Vec<Function>,
+    by_name: HashMap<String, usize>,
+    arch: u32,
+}
+// SAFETY: the driver's handles may be used from any thread, where the context is made current first.
+unsafe impl Send for Device {}
+// SAFETY: as above; the driver guards its own state.
+unsafe impl Sync for Device {}
+
+/// A kernel of a [`Device`].
+#[derive(Clone, Copy)]
+pub struct Kernel(usize);
+
+/// How a kernel is launched.
+#[derive(Debug, Clone, Copy)]
+pub struct Grid {
+    /// Blocks in x, y and z.
+    pub blocks: (u32, u32, u32),
+    /// Threads of a block.
+    pub threads: u32,
+    /// Dynamic shared memory of a block, in bytes.
+    pub shared: u32,
+    /// It may start before the kernel before it ends; it waits for that one's results itself
+    /// (`wait_for_previous`). Where the GPU can't, it starts after it.
+    pub dependent: bool,
+}
+
+/// Launches recorded once, to be replayed. What they point to must live as long.
+pub struct Graph {
+    device: Arc<Device>,
+    exec: sys::CUgraphExec,
+}
+// SAFETY: as for `Device`.
+unsafe impl Send for Graph {}
+
+impl Device {
+    /// Opens the first GPU.
+    pub fn open() -> Result<Arc<Device>> {
+        Device::open_nth(0)
+    }
+
+    /// Opens the GPU at `index`, in the driver's order.
+    pub fn open_nth(index: usize) -> Result<Arc<Device>> {
+        driver::start()?;
+        let properties = Properties::of(index)?;
+        let name = properties.name.clone();
+        let handle = properties.handle;
+        let mut device = Device {
+            arch: properties.capability,
+            properties,
+            context: null_mut(),
+            stream: null_mut(),
+            modules: Vec::new(),
+            functions: Vec::new(),
+            by_name: HashMap::new(),
+        };
+        // SAFETY: the driver is started; the pointer is to a handle.
+        check(
+            unsafe { sys::cuDevicePrimaryCtxRetain(&mut device.context, handle) },
+            || format!("opening {name}"),
+        )?;
+        device.bind()?;
+        let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: the context is current; the pointer is to a handle.
+        check(
+            unsafe { sys::cuStreamCreate(&mut device.stream, flags) },
+            || "making a stream".into(),
+        )?;
+        device.load()?;
+        Ok(Arc::new(device))
+    }
+
+    /// Loads every kernel: machine code where there is some for this GPU, else PTX, which the driver
+    /// compiles (and keeps, so that only the first start is slow).
+    fn load(&mut self) -> Result<()> {
+        let own = self.properties.capability;
+        let mut ptx = match std::env::var(FORCE) {
+            Err(_) => false,
+            Ok(text) if text == "80" => true,
+            Ok(text) if text == own.to_string() => false,
+            Ok(text) => bail!("{FORCE}={text}: expected 80, or {own} (this GPU's)"),
+        };
+        let load = |image: &[u8]| {
+            let mut module = null_mut();
+            // SAFETY: a whole image, aligned; the context is current; the pointer is to a handle.
+            let result = unsafe { sys::cuModuleLoadData(&mut module, image.as_ptr().cast()) };
+            (module, result)
+        };
+        for image in IMAGES {
+            let (mut module, mut result) = load(if ptx { image.ptx } else { image.sass });
+            if !ptx && result == CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU {
+                ptx = true;
+                (module, result) = load(image.ptx);
+            }
+            check(result, || format!("loading the kernels `{}`", image.name))?;
+            self.modules.push(module);
+            self.list(module)?;
+        }
+        if ptx {
+            self.arch = 80;
+        }
+        Ok(())
+    }
+
+    /// Lists the functions of a module.
+    fn list(&mut self, module: sys::CUmodule) -> Result<()> {
+        let what = || String::from("listing kernels");
+        let mut count = 0;
+        // SAFETY: the module is loaded; the pointer is to an int.
+        check(
+            unsafe { sys::cuModuleGetFunctionCount(&mut count, module) },
+            what,
+        )?;
+        let mut handles = vec![null_mut(); count as usize];
+        // SAFETY: room for as many as are told.
+        check(
+            unsafe { sys::cuModuleEnumerateFunctions(handles.as_mut_ptr(), count, module) },
+            what,
+        )?;
+        for handle in handles {
+            let (mut name, mut offset, mut args) = (std::ptr::null(), 0, 0);
+            // SAFETY: a function of this module; all pointers are to what is asked for.
+            unsafe {
+                check(sys::cuFuncLoad(handle), what)?;
+                check(sys::cuFuncGetName(&mut name, handle), what)?;
+            }
+            // SAFETY: the driver gave a string that lives as long as the module.
+            let name = unsafe { CStr::from_ptr(name) };
+            let name = name.to_string_lossy().into_owned();
+            // SAFETY: as above.
+            check(
+                unsafe { sys::cuFuncGetParamInfo(handle, 0, &mut offset, &mut args) },
+                || format!("kernel `{name}`: its argument"),
+            )?;
+            self.by_name.insert(name.clone(), self.functions.len());
+            self.functions.push(Function {
+                name,
+                handle,
+                args,
+                shared: AtomicU32::new(SHARED),
+            });
+        }
+        Ok(())
+    }
+
+    /// Makes the context current on this thread.
+    pub(super) fn bind(&self) -> Result<()> {
+        // SAFETY: the context lives as long as this.
+        check(unsafe { sys::cuCtxSetCurrent(self.context) }, || {
+            format!("using {}", self.properties.name)
+        })
+    }
+
+    pub(super) fn stream(&self) -> sys::CUstream {
+        self.stream
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.properties.name
+    }
+
+    /// Its multiprocessors.
+    pub fn multiprocessors(&self) -> u32 {
+        self.properties.multiprocessors
+    }
+
+    /// The compute capability that its kernels were compiled for: 90 is 9.0. 80 where no machine code
+    /// was made for this GPU, or where the environment's GOSSAMER_CUDA_ARCH says so.
+    pub fn arch(&self) -> u32 {
+        self.arch
+    }
+
+    /// Most shared memory of a block, in bytes.
+    pub fn shared_bytes(&self) -> u32 {
+        self.properties.shared
+    }
+
+    /// Bytes of its L2 cache.
+    pub fn l2_bytes(&self) -> u64 {
+        self.properties.l2_bytes
+    }
+
+    /// Device memory, in bytes: free, and in all.
+    pub fn memory(&self) -> Result<(u64, u64)> {
+        self.bind()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: the context is current; both pointers are to sizes.
+        check(
+            unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) },
+            || "asking for free memory".into(),
+        )?;
+        Ok((free as u64, total as u64))
+    }
+
+    /// The kernel of that name, of any file.
+    pub fn kernel(&self, name: &str) -> Result<Kernel> {
+        let index = self.by_name.get(name);
+        let index = index.ok_or_else(|| anyhow!("no CUDA kernel `{name}` in this build"))?;
+        Ok(Kernel(*index))
+    }
+
+    /// Room for `len` values, not set to anything; `what` is for the error.
+    pub fn alloc<T: Plain>(self: &Arc<Self>, len: usize, what: &str) -> Result<Buffer<T>> {
+        self.bind()?;
+        let bytes = len.checked_mul(size_of::<T>());
+        let bytes = bytes.ok_or_else(|| anyhow!("CUDA: {what}: larger than the address space"))?;
+        let mut at = 0;
+        // SAFETY: the context is current; the pointer is to an address.
+        match unsafe { sys::cuMemAlloc_v2(&mut at, bytes.max(1)) } {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                let (free, total) = self.memory()?;
+                bail!(
+                    "{what}: {} needed, {} of {} free on {}",
+                    human(bytes as u64),
+                    human(free),
+                    human(total),
+                    self.name()
+                )
+            }
+            result => check(result, || format!("allocating {what}"))?,
+        }
+        Ok(Buffer::new(self.clone(), at, len))
+    }
+
+    /// Page-locked host memory for `len` values, all zero.
+    pub fn pinned<T: Plain>(self: &Arc<Self>, len: usize, what: &str) -> Result<Pinned<T>> {
+        Pinned::new(self.clone(), len, what)
+    }
+
+    /// Starts a kernel; it runs after everything that was started before. `args` is the struct that it
+    /// takes, laid out as there.
+    pub fn launch<A: Copy>(&self, kernel: &Kernel, grid: Grid, args: &A) -> Result<()> {
+        let function = &self.functions[kernel.0];
+        ensure!(
+            size_of::<A>() == function.args,
+            "CUDA: kernel `{}` takes {} bytes of arguments, not {}",
+            function.name,
+            function.args,
+            size_of::<A>()
+        );
+        self.bind()?;
+        let what = || format!("starting kernel `{}` ({grid:?})", function.name);
+        if grid.shared > function.shared.load(Ordering::Relaxed) {
+            use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MOST;
+            // SAFETY: the function is loaded.
+            let result =
+                unsafe { sys::cuFuncSetAttribute(function.handle, MOST, grid.shared as c_int) };
+            check(result, what)?;
+            function.shared.store(grid.shared, Ordering::Relaxed);
+        }
+        let mut early = sys::CUlaunchAttribute {
+            id:
+                sys::CUlaunchAttributeID_enum::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue {
+                programmaticStreamSerializationAllowed: 1,
+            },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid.blocks.0,
+            gridDimY: grid.blocks.1,
+            gridDimZ: grid.blocks.2,
+            blockDimX: grid.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: grid.shared,
+            hStream: self.stream,
+            attrs: &mut early,
+            // Code for older GPUs doesn't wait by itself.
+            numAttrs: (grid.dependent && self.arch >= 90).into(),
+        };
+        let mut params = [std::ptr::from_ref(args).cast_mut().cast::<c_void>()];
+        // SAFETY: the function takes one argument of that size, which is copied before the call returns.
+        let result = unsafe {
+            sys::cuLaunchKernelEx(&config, function.handle, params.as_mut_ptr(), null_mut())
+        };
+        check(result, what)
+    }
+
+    /// Waits until everything that was started has ended.
+    pub fn synchronize(&self) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the stream lives as long as this.
+        check(unsafe { sys::cuStreamSynchronize(self.stream) }, || {
+            "waiting for the GPU".into()
+        })
+    }
+
+    /// Records what `body` starts, instead of running it.
+    pub fn capture(self: &Arc<Self>, body: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        self.bind()?;
+        let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        let what = || String::from("recording a graph");
+        // SAFETY: the stream lives as long as this.
+        check(
+            unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) },
+            what,
+        )?;
+        let done = body();
+        let mut graph = null_mut();
+        // SAFETY: as above; the pointer is to a handle.
+        let ended = unsafe { sys::cuStreamEndCapture(self.stream, &mut graph) };
+        let mut exec = null_mut();
+        let made = done.and_then(|()| check(ended, what)).and_then(|()| {
+            // SAFETY: the graph was just made; the pointer is to a handle.
+            let result = unsafe { sys::cuGraphInstantiateWithFlags(&mut exec, graph, 0) };
+            check(result, what)
+        });
+        if !graph.is_null() {
+            // SAFETY: made above, and not used again.
+            unsafe { sys::cuGraphDestroy(graph) };
+        }
+        made?;
+        let device = self.clone();
+        let graph = Graph { device, exec };
+        // SAFETY: both live; puts it on the device, so that the first replay is as fast as others.
+        check(unsafe { sys::cuGraphUpload(exec, self.stream) }, what)?;
+        Ok(graph)
+    }
+
+    /// Starts everything that `graph` recorded.
+    pub fn replay(&self, graph: &Graph) -> Result<()> {
+        self.bind()?;
+        // SAFETY: both live.
+        check(
+            unsafe { sys::cuGraphLaunch(graph.exec, self.stream) },
+            || "replaying a graph".into(),
+        )
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        if self.device.synchronize().is_ok() {
+            // SAFETY: made by `capture`, run to its end, and not used again.
+            unsafe { sys::cuGraphExecDestroy(self.exec) };
+        }
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        if self.context.is_null() || self.bind().is_err() {
+            return;
+        }
+        // SAFETY: made by `open`, not used again. Errors are of no use here.
+        unsafe {
+            if !self.stream.is_null() {
+                sys::cuStreamSynchronize(self.stream);
+                sys::cuStreamDestroy_v2(self.stream);
+            }
+            for module in &self.modules {
+                sys::cuModuleUnload(*module);
+            }
+            sys::cuDevicePrimaryCtxRelease_v2(self.properties.handle);
+        }
+    }
+}
