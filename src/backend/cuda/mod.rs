@@ -4,6 +4,8 @@
 pub mod device;
 mod driver;
 pub mod memory;
+pub mod tiles;
+pub mod weights;
 
 pub use device::{Device, Graph, Grid, Kernel};
 pub use memory::{Buffer, Pinned, Plain};
