@@ -1,4 +1,4 @@
-//! One GPU: its context, one stream on which everything runs in order, the kernels, and graphs of them.
+//! One GPU: its context, one stream on which everything runs in order, the kernels.
 //!
 //! Every call returns an error where the driver reports one. Since the stream runs behind, that may be
 //! an error of earlier work.
@@ -6,74 +6,24 @@
 
 use super::{
     driver::{self, Properties, check},
+    images::Modules,
     memory::{Buffer, Pinned, Plain},
 };
 use crate::hub::human;
 use anyhow::{Result, anyhow, bail, ensure};
 use cudarc::driver::sys::{self, CUresult};
 use std::{
-    collections::HashMap,
-    ffi::{CStr, c_int, c_void},
+    ffi::{c_int, c_void},
     ptr::null_mut,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
 };
-
-/// One kernel file as build.rs compiled it.
-struct Image {
-    name: &'static str,
-    /// Machine code of the GPUs that build.rs names.
-    sass: &'static [u8],
-    /// PTX for compute capability 8.0, for every other GPU.
-    ptx: &'static [u8],
-}
-
-/// The driver reads images at their alignment.
-#[repr(align(16))]
-struct Aligned<const N: usize>([u8; N]);
-
-macro_rules! embed {
-    ($name:literal) => {
-        Image {
-            name: $name,
-            sass: aligned!(concat!(env!("OUT_DIR"), "/", $name, ".sass")),
-            ptx: aligned!(concat!(env!("OUT_DIR"), "/", $name, ".ptx")),
-        }
-    };
-}
-macro_rules! aligned {
-    ($path:expr) => {{
-        static BYTES: Aligned<{ include_bytes!($path).len() }> = Aligned(*include_bytes!($path));
-        &BYTES.0
-    }};
-}
-static IMAGES: &[Image] = &include!(concat!(env!("OUT_DIR"), "/modules.rs"));
-
-/// Shared memory that a kernel may have without asking.
-const SHARED: u32 = 48 << 10;
-/// The variable that forces code for an older GPU, to test it.
-const FORCE: &str = "GOSSAMER_CUDA_ARCH";
-
-struct Function {
-    name: String,
-    handle: sys::CUfunction,
-    /// Bytes of its one argument.
-    args: usize,
-    /// Dynamic shared memory asked for so far.
-    shared: AtomicU32,
-}
 
 /// A GPU, open. Dropped with the last buffer.
 pub struct Device {
     properties: Properties,
     context: sys::CUcontext,
     stream: sys::CUstream,
-    modules: Vec<sys::CUmodule>,
-    functions: Vec<Function>,
-    by_name: HashMap<String, usize>,
-    arch: u32,
+    modules: Modules,
 }
 // SAFETY: the driver's handles may be used from any thread, where the context is made current first.
 unsafe impl Send for Device {}
@@ -98,14 +48,6 @@ pub struct Grid {
     pub dependent: bool,
 }
 
-/// Launches recorded once, to be replayed. What they point to must live as long.
-pub struct Graph {
-    device: Arc<Device>,
-    exec: sys::CUgraphExec,
-}
-// SAFETY: as for `Device`.
-unsafe impl Send for Graph {}
-
 impl Device {
     /// Opens the first GPU.
     pub fn open() -> Result<Arc<Device>> {
@@ -119,13 +61,10 @@ impl Device {
         let name = properties.name.clone();
         let handle = properties.handle;
         let mut device = Device {
-            arch: properties.capability,
             properties,
             context: null_mut(),
             stream: null_mut(),
-            modules: Vec::new(),
-            functions: Vec::new(),
-            by_name: HashMap::new(),
+            modules: Modules::default(),
         };
         // SAFETY: the driver is started; the pointer is to a handle.
         check(
@@ -139,81 +78,8 @@ impl Device {
             unsafe { sys::cuStreamCreate(&mut device.stream, flags) },
             || "making a stream".into(),
         )?;
-        device.load()?;
+        device.modules = Modules::load(device.properties.capability)?;
         Ok(Arc::new(device))
-    }
-
-    /// Loads every kernel: machine code where there is some for this GPU, else PTX, which the driver
-    /// compiles (and keeps, so that only the first start is slow).
-    fn load(&mut self) -> Result<()> {
-        let own = self.properties.capability;
-        let mut ptx = match std::env::var(FORCE) {
-            Err(_) => false,
-            Ok(text) if text == "80" => true,
-            Ok(text) if text == own.to_string() => false,
-            Ok(text) => bail!("{FORCE}={text}: expected 80, or {own} (this GPU's)"),
-        };
-        let load = |image: &[u8]| {
-            let mut module = null_mut();
-            // SAFETY: a whole image, aligned; the context is current; the pointer is to a handle.
-            let result = unsafe { sys::cuModuleLoadData(&mut module, image.as_ptr().cast()) };
-            (module, result)
-        };
-        for image in IMAGES {
-            let (mut module, mut result) = load(if ptx { image.ptx } else { image.sass });
-            if !ptx && result == CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU {
-                ptx = true;
-                (module, result) = load(image.ptx);
-            }
-            check(result, || format!("loading the kernels `{}`", image.name))?;
-            self.modules.push(module);
-            self.list(module)?;
-        }
-        if ptx {
-            self.arch = 80;
-        }
-        Ok(())
-    }
-
-    /// Lists the functions of a module.
-    fn list(&mut self, module: sys::CUmodule) -> Result<()> {
-        let what = || String::from("listing kernels");
-        let mut count = 0;
-        // SAFETY: the module is loaded; the pointer is to an int.
-        check(
-            unsafe { sys::cuModuleGetFunctionCount(&mut count, module) },
-            what,
-        )?;
-        let mut handles = vec![null_mut(); count as usize];
-        // SAFETY: room for as many as are told.
-        check(
-            unsafe { sys::cuModuleEnumerateFunctions(handles.as_mut_ptr(), count, module) },
-            what,
-        )?;
-        for handle in handles {
-            let (mut name, mut offset, mut args) = (std::ptr::null(), 0, 0);
-            // SAFETY: a function of this module; all pointers are to what is asked for.
-            unsafe {
-                check(sys::cuFuncLoad(handle), what)?;
-                check(sys::cuFuncGetName(&mut name, handle), what)?;
-            }
-            // SAFETY: the driver gave a string that lives as long as the module.
-            let name = unsafe { CStr::from_ptr(name) };
-            let name = name.to_string_lossy().into_owned();
-            // SAFETY: as above.
-            check(
-                unsafe { sys::cuFuncGetParamInfo(handle, 0, &mut offset, &mut args) },
-                || format!("kernel `{name}`: its argument"),
-            )?;
-            self.by_name.insert(name.clone(), self.functions.len());
-            self.functions.push(Function {
-                name,
-                handle,
-                args,
-                shared: AtomicU32::new(SHARED),
-            });
-        }
-        Ok(())
     }
 
     /// Makes the context current on this thread.
@@ -241,7 +107,7 @@ impl Device {
     /// The compute capability that its kernels were compiled for: 90 is 9.0. 80 where no machine code
     /// was made for this GPU, or where the environment's GOSSAMER_CUDA_ARCH says so.
     pub fn arch(&self) -> u32 {
-        self.arch
+        self.modules.arch
     }
 
     /// Most shared memory of a block, in bytes.
@@ -268,7 +134,7 @@ impl Device {
 
     /// The kernel of that name, of any file.
     pub fn kernel(&self, name: &str) -> Result<Kernel> {
-        let index = self.by_name.get(name);
+        let index = self.modules.by_name.get(name);
         let index = index.ok_or_else(|| anyhow!("no CUDA kernel `{name}` in this build"))?;
         Ok(Kernel(*index))
     }
@@ -304,7 +170,7 @@ impl Device {
     /// Starts a kernel; it runs after everything that was started before. `args` is the struct that it
     /// takes, laid out as there.
     pub fn launch<A: Copy>(&self, kernel: &Kernel, grid: Grid, args: &A) -> Result<()> {
-        let function = &self.functions[kernel.0];
+        let function = &self.modules.functions[kernel.0];
         ensure!(
             size_of::<A>() == function.args,
             "CUDA: kernel `{}` takes {} bytes of arguments, not {}",
@@ -341,7 +207,7 @@ impl Device {
             hStream: self.stream,
             attrs: &mut early,
             // Code for older GPUs doesn't wait by itself.
-            numAttrs: (grid.dependent && self.arch >= 90).into(),
+            numAttrs: (grid.dependent && self.modules.arch >= 90).into(),
         };
         let mut params = [std::ptr::from_ref(args).cast_mut().cast::<c_void>()];
         // SAFETY: the function takes one argument of that size, which is copied before the call returns.
@@ -359,57 +225,6 @@ impl Device {
             "waiting for the GPU".into()
         })
     }
-
-    /// Records what `body` starts, instead of running it.
-    pub fn capture(self: &Arc<Self>, body: impl FnOnce() -> Result<()>) -> Result<Graph> {
-        self.bind()?;
-        let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        let what = || String::from("recording a graph");
-        // SAFETY: the stream lives as long as this.
-        check(
-            unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) },
-            what,
-        )?;
-        let done = body();
-        let mut graph = null_mut();
-        // SAFETY: as above; the pointer is to a handle.
-        let ended = unsafe { sys::cuStreamEndCapture(self.stream, &mut graph) };
-        let mut exec = null_mut();
-        let made = done.and_then(|()| check(ended, what)).and_then(|()| {
-            // SAFETY: the graph was just made; the pointer is to a handle.
-            let result = unsafe { sys::cuGraphInstantiateWithFlags(&mut exec, graph, 0) };
-            check(result, what)
-        });
-        if !graph.is_null() {
-            // SAFETY: made above, and not used again.
-            unsafe { sys::cuGraphDestroy(graph) };
-        }
-        made?;
-        let device = self.clone();
-        let graph = Graph { device, exec };
-        // SAFETY: both live; puts it on the device, so that the first replay is as fast as others.
-        check(unsafe { sys::cuGraphUpload(exec, self.stream) }, what)?;
-        Ok(graph)
-    }
-
-    /// Starts everything that `graph` recorded.
-    pub fn replay(&self, graph: &Graph) -> Result<()> {
-        self.bind()?;
-        // SAFETY: both live.
-        check(
-            unsafe { sys::cuGraphLaunch(graph.exec, self.stream) },
-            || "replaying a graph".into(),
-        )
-    }
-}
-
-impl Drop for Graph {
-    fn drop(&mut self) {
-        if self.device.synchronize().is_ok() {
-            // SAFETY: made by `capture`, run to its end, and not used again.
-            unsafe { sys::cuGraphExecDestroy(self.exec) };
-        }
-    }
 }
 
 impl Drop for Device {
@@ -423,9 +238,10 @@ impl Drop for Device {
                 sys::cuStreamSynchronize(self.stream);
                 sys::cuStreamDestroy_v2(self.stream);
             }
-            for module in &self.modules {
-                sys::cuModuleUnload(*module);
-            }
+        }
+        self.modules = Modules::default();
+        // SAFETY: as above.
+        unsafe {
             sys::cuDevicePrimaryCtxRelease_v2(self.properties.handle);
         }
     }

@@ -3,9 +3,12 @@
 
 pub mod device;
 mod driver;
+pub mod graph;
+mod images;
 pub mod memory;
 pub mod tiles;
 pub mod weights;
 
-pub use device::{Device, Graph, Grid, Kernel};
+pub use device::{Device, Grid, Kernel};
+pub use graph::{Event, Graph};
 pub use memory::{Buffer, Pinned, Plain};
