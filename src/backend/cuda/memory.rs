@@ -201,6 +201,16 @@ impl<T> Drop for Pinned<T> {
 }
 
 impl Device {
+    /// Starts copying the first `len` bytes of `from` to the address `to`, which must have room.
+    pub(super) fn upload_to(&self, to: u64, from: &Pinned<u8>, len: usize) -> Result<()> {
+        let from = from[..len].as_ptr().cast();
+        self.bind()?;
+        // SAFETY: in bounds here, on the device by the caller's word (a wrong address is the driver's
+        // error); memory is freed only after the stream has ended.
+        let result = unsafe { sys::cuMemcpyHtoDAsync_v2(to, from, len, self.stream()) };
+        check(result, || "copying to the GPU".into())
+    }
+
     /// Starts copying the first `len` values of `from` to values `at..` of `to`. `from` must stay as it
     /// is until the copy has ended.
     ///

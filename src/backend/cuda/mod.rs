@@ -7,6 +7,7 @@ pub mod graph;
 mod images;
 pub mod memory;
 pub mod tiles;
+mod upload;
 pub mod weights;
 
 pub use device::{Device, Grid, Kernel};
