@@ -73,7 +73,7 @@ __device__ __forceinline__ void let_next_start() {
 // d = a b + c, 16x16 by 16x8, f16 products summed in f32. b[0] are inputs (2t, 2t+1) of column g, b[1] (2t+8, 2t+9);
 // since rows and columns use the same assignment, any order of the inputs will do, if both have it.
 __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4]) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
                  : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
 }
@@ -83,13 +83,16 @@ __device__ __forceinline__ half2 bits_h2(uint32_t u) { return *reinterpret_cast<
 
 // --- MXFP4 -------------------------------------------------------------------------------------------------------
 // A unit is 64 inputs: the lane's uint4 is row g of inputs 0..31, row g+8 of them, row g of inputs 32..63, row g+8 of
-// them; a word is 8 values, two in each f16 pair j = 0..3 (inputs 8t+2j low half, 8t+2j+1 high half): signs in bits
-// 15-j and 31-j, the other three bits of the code in bits 11-3j..9-3j and 27-3j..25-3j. As an f16 bit pattern that is the
+// them; a word is 8 values, two in each f16 pair j = 0..3 (inputs 8t+2j in the low half, 8t+2j+1 in the high half). Of each half, pair
+// 0 has its sign in bit 15 and the other three bits of its code in 11..9, pair 1 in 7 and 3..1, pair 2 in 8 and 14..12, pair 3 in 0 and
+// 6..4: nine instructions take all of it apart. With the sign in bit 15 and the others in 11..9 the bits are, as f16, the
 // value times 2^-14, subnormals included. Scales: for each g four bytes e, of (inputs 0..31, row g), (0..31, g+8), (32..63, g), (32..63, g+8).
 __device__ __forceinline__ void mxfp4_pairs(uint32_t w, uint32_t (&h)[4]) {
     h[0] = w & 0x8E008E00u;
-#pragma unroll
-    for (int j = 1; j < 4; j++) h[j] = ((w << (3 * j)) & 0x0E000E00u) | ((w << j) & 0x80008000u);
+    h[1] = (w << 8) & 0x8E008E00u;
+    uint32_t rest = ((w >> 3) & 0x0E0E0E0Eu) | ((w << 7) & 0x80808080u);
+    h[2] = rest & 0x8E008E00u;
+    h[3] = (rest << 8) & 0x8E008E00u;
 }
 // 2^(e - 127 + 14): the block's scale, for products of the above. Exponents over 240 are refused at load.
 __device__ __forceinline__ float mxfp4_scale(uint32_t e) { return __uint_as_float((e + 14) << 23); }
@@ -118,3 +121,12 @@ __device__ __forceinline__ float warp_max(float x) {
     for (int m = 16; m; m >>= 1) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, m));
     return x;
 }
+
+// A matrix in tiles. The same in tiles.rs.
+struct Tiles {
+    const uint8_t *data;
+    int32_t format;  // 0 MXFP4, 1 Q8_0, 2 F16
+    int32_t tiles;   // of one matrix
+    int32_t units;   // of one tile
+    int32_t outputs; // of one matrix, without those that fill the last tile
+};

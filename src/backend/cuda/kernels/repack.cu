@@ -37,7 +37,8 @@ __device__ uint32_t mxfp4_word(const uint8_t *block, int t) {
     for (int k = 0; k < 8; k++) {
         uint32_t code = block[1 + (t & 1) * 8 + k] >> (t >> 1) * 4 & 15;
         int j = k >> 1, high = (k & 1) * 16;
-        w |= (code >> 3) << (15 - j + high) | (code & 7) << (9 - 3 * j + high);
+        int sign = j == 0 ? 15 : j == 1 ? 7 : j == 2 ? 8 : 0, rest = j == 0 ? 9 : j == 1 ? 1 : j == 2 ? 12 : 4;
+        w |= (code >> 3) << (sign + high) | (code & 7) << (rest + high);
     }
     return w;
 }
