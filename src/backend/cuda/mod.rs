@@ -1,6 +1,8 @@
 //! The CUDA back end: kernels compiled by nvcc when this program was built, run by the driver that is
 //! loaded when it starts.
 
+pub mod attention;
+pub mod batch;
 pub mod device;
 mod driver;
 pub mod graph;
