@@ -15,10 +15,8 @@ const KERNELS: &str = "src/backend/cuda/kernels";
 const ARCHS: &str = "80,89,90a,100,120";
 /// The compute capability that the PTX is made for, the least that is supported.
 const PTX: &str = "80";
-/// The wheels that hold the compiler, as .ci/run installs them.
-const WHEELS: &str = "nvidia-cuda-nvcc==13.0.88 nvidia-cuda-crt==13.0.88 nvidia-nvvm==13.0.88 \
-    nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85";
-
+const HOW_TO_GET_IT: &str = "Run ./tools/cuda.sh, which puts it into .venv-cuda/ out of PyPI's wheels \
+    (nvidia-cuda-nvcc and others), or install the package cuda-toolkit-13-0 of NVIDIA's repository";
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     if env::var_os("CARGO_FEATURE_CUDA").is_none() {
@@ -161,6 +159,11 @@ fn compile(nvcc: &Path, jobs: Vec<(PathBuf, PathBuf, Vec<String>, String)>) -> R
 /// be installed.
 fn find_nvcc() -> Result<(PathBuf, String), String> {
     let named = env::var_os("GOSSAMER_NVCC").map(PathBuf::from);
+    if let Some(nvcc) = &named
+        && let Err(error) = Command::new(nvcc).arg("--version").output()
+    {
+        return Err(format!("GOSSAMER_NVCC={}: {error}", nvcc.display()));
+    }
     let home = |name| env::var_os(name).map(PathBuf::from);
     let candidates = named
         .into_iter()
@@ -178,9 +181,8 @@ fn find_nvcc() -> Result<(PathBuf, String), String> {
         if major.is_none_or(|m: u32| m < 13) {
             let found = release.split(',').next().unwrap_or("?");
             return Err(format!(
-                "{}: expected the CUDA compiler 13.0 or later, found {found}. {}",
-                nvcc.display(),
-                how_to_get_it()
+                "{}: expected the CUDA compiler 13.0 or later, found {found}. {HOW_TO_GET_IT}",
+                nvcc.display()
             ));
         }
         if !release.starts_with("13.0") {
@@ -193,17 +195,9 @@ fn find_nvcc() -> Result<(PathBuf, String), String> {
         return Ok((nvcc, version));
     }
     Err(format!(
-        "the feature `cuda` needs NVIDIA's compiler nvcc 13.0, found none in GOSSAMER_NVCC, \
-         GOSSAMER_CUDA_HOME, .venv-cuda, CUDA_HOME, PATH and /usr/local/cuda. {}",
-        how_to_get_it()
+        "the feature `cuda` needs NVIDIA's compiler nvcc 13.0 or later, found none in GOSSAMER_NVCC, \
+         GOSSAMER_CUDA_HOME, .venv-cuda, CUDA_HOME, PATH and /usr/local/cuda. {HOW_TO_GET_IT}"
     ))
-}
-
-fn how_to_get_it() -> String {
-    format!(
-        "Install the package cuda-nvcc-13-0 of NVIDIA's repository, or PyPI's wheels: \
-         python3 -m venv .venv-cuda && .venv-cuda/bin/pip install {WHEELS}"
-    )
 }
 
 /// Where nvcc would be in a toolkit's folder, or in a Python environment with NVIDIA's wheels.
