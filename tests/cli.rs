@@ -155,6 +155,19 @@ fn errors_exit_with_1_and_one_line() {
     );
     fails(&["run", "-m", file!(), "hi"], 1, &[file!()]);
     fails(&["run", "--backend", "abacus", "hi"], 1, &["abacus"]);
+    // Without the feature, without a driver, or without such a GPU.
+    fails(
+        &["run", "--backend", "cuda:4000", "hi"],
+        1,
+        &[
+            "CUDA",
+            if cfg!(feature = "cuda") {
+                "CUDA: "
+            } else {
+                "--features cuda"
+            },
+        ],
+    );
     fails(
         &["run", "--system", "@/nowhere", "hi"],
         1,

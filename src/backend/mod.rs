@@ -8,12 +8,15 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod reference;
+mod target;
 mod windows;
 
+pub use target::{Room, Target};
 pub use windows::Windows;
 
 use crate::{config::Config, weights::Model};
 use anyhow::{Result, bail, ensure};
+use indicatif::ProgressBar;
 use std::sync::Arc;
 
 /// Positions in one block of the paged KV cache of full-attention layers.
@@ -170,6 +173,13 @@ pub trait Backend: Send {
     fn work(&self) -> Work;
 }
 
+/// Bytes of one block of the paged cache, in all full-attention layers together, kept in f16.
+pub fn kv_block_bytes(config: &Config) -> u64 {
+    let full = config.layers - config.sliding_layers();
+    let position = 2 * config.kv_heads * config.head_dim * size_of::<half::f16>();
+    (full * KV_BLOCK * position) as u64
+}
+
 /// Bytes of one snapshot where windows are kept in f16, in whole steps of [`KV_BLOCK`] positions.
 pub fn snapshot_bytes(config: &Config) -> u64 {
     let steps = window_steps(config.window.min(config.context));
@@ -185,7 +195,7 @@ fn window_steps(window: usize) -> usize {
 /// How to open a back end.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// `auto`, `cpu`, `reference`, or one instruction set of the CPU (`cpu:avx2` …).
+    /// As [`Target::of`] reads it: `auto`, `cuda`, `cpu`, `reference` …
     pub backend: String,
     /// Worker threads; 0 means one for each processor that this process may use.
     pub threads: usize,
@@ -195,23 +205,11 @@ pub struct Options {
 
 /// Opens the back end named in `options`, or says which are built in.
 pub fn open(model: Arc<Model>, options: &Options) -> Result<Box<dyn Backend>> {
-    let limits = options.limits;
-    let (name, isa) = match options.backend.split_once(':') {
-        Some((name, isa)) => (name, Some(isa)),
-        None => (options.backend.as_str(), None),
-    };
-    match (name, isa) {
-        ("auto", None) | ("cpu", _) => Ok(Box::new(cpu::Cpu::new(
-            model,
-            limits,
-            isa,
-            options.threads,
-        )?)),
-        ("reference", None) => Ok(Box::new(reference::Reference::new(model, limits))),
-        _ => bail!(
-            "no back end `{}` in this build; there are auto, cpu, reference and cpu:{}",
-            options.backend,
-            cpu::isas().join(", cpu:")
-        ),
-    }
+    let target = Target::of(&options.backend)?;
+    target.open(
+        model,
+        options.threads,
+        options.limits,
+        &ProgressBar::hidden(),
+    )
 }

@@ -2,8 +2,7 @@
 
 use super::Usage;
 use crate::{
-    backend::{self, Backend, KV_BLOCK, Limits, Options},
-    config::Config,
+    backend::{Backend, KV_BLOCK, Limits, Room, Target},
     engine::{EngineOptions, NativeEngine},
     gguf::Gguf,
     hub, machine,
@@ -21,10 +20,6 @@ use std::{
 
 /// Prompt tokens that go through the model at once.
 pub const BATCH_TOKENS: usize = 512;
-/// The least context that is made room for when memory is short.
-const LEAST_CONTEXT: usize = 4096;
-/// Left free beside weights and KV cache.
-const RESERVE: u64 = 512 << 20;
 
 /// Which model, how and with what room.
 #[derive(Args, Debug, Clone)]
@@ -34,7 +29,8 @@ pub struct Common {
     /// gpt-oss-20b. Without it: the small demo model inside this program
     #[arg(long, short = 'm', value_name = "FILE|NAME")]
     pub model: Option<String>,
-    /// What computes: auto, cpu, cpu:ISA (one instruction set, such as cpu:avx2) or reference
+    /// What computes: auto (a GPU if this build and machine have one, else the processor), cuda, cuda:N
+    /// (the GPU of that number), cpu, cpu:ISA (one instruction set, such as cpu:avx2) or reference
     /// (slow, exact, f32)
     #[arg(long, default_value = "auto")]
     pub backend: String,
@@ -163,16 +159,21 @@ impl Common {
     /// Everything up to a back end that is ready, with room for `slots` sequences at once that share
     /// one context's blocks, and for `snapshots`. The demo model introduces itself on stderr.
     pub fn open(&self, slots: usize, snapshots: usize) -> Result<Loaded> {
-        self.open_with(|context| Limits {
+        self.open_with(false, |context, batch_tokens| Limits {
             slots,
             kv_blocks: context.div_ceil(KV_BLOCK),
-            batch_tokens: BATCH_TOKENS.min(context),
+            batch_tokens: batch_tokens.min(context),
             snapshots,
         })
     }
 
-    /// As [`Common::open`], with the room that `limits` makes for sequences of so many tokens.
-    pub fn open_with(&self, limits: impl FnOnce(usize) -> Limits) -> Result<Loaded> {
+    /// As [`Common::open`], with the room that `limits` makes for sequences of so many tokens in batches
+    /// of about so many; with `spare`, what a GPU has free goes to the KV cache.
+    pub fn open_with(
+        &self,
+        spare: bool,
+        limits: impl Fn(usize, usize) -> Limits,
+    ) -> Result<Loaded> {
         let started = Instant::now();
         let is_demo = self.model.is_none();
         let gguf = self.open_gguf()?;
@@ -195,13 +196,10 @@ impl Common {
             Ok(tokenizer) => Arc::new(tokenizer?),
             Err(_) => bail!("building the tokenizer panicked"),
         };
-        let context = self.context(&model.config, file_bytes)?;
-        let options = Options {
-            backend: self.backend.clone(),
-            threads: self.threads,
-            limits: limits(context),
-        };
-        let backend = backend::open(model.clone(), &options)?;
+        let (target, room) = self.room(&model, file_bytes, spare, &limits)?;
+        let context = room.context;
+        show_bytes(&spinner);
+        let backend = target.open(model.clone(), self.threads, room.limits, &spinner)?;
         spinner.finish_and_clear();
         let load_time = started.elapsed();
         if self.verbose {
@@ -226,52 +224,44 @@ impl Common {
         })
     }
 
-    /// Tokens to make room for: what was asked for, or the model's context bounded by free memory
-    /// (said on stderr when it is).
-    fn context(&self, config: &Config, file_bytes: u64) -> Result<usize> {
-        if let Some(asked) = self.ctx_size {
-            if asked > config.context {
-                let most = config.context;
-                let text = format!("--ctx-size {asked}: this model's context is {most} tokens");
-                return Err(Usage(text).into());
-            }
-            return Ok(asked);
+    /// What computes, and the room there is (said on stderr where memory bounds it). Where `auto` finds a
+    /// GPU that can't run this model, the processor does.
+    fn room(
+        &self,
+        model: &Model,
+        file_bytes: u64,
+        spare: bool,
+        limits: &dyn Fn(usize, usize) -> Limits,
+    ) -> Result<(Target, Room)> {
+        let most = model.config.context;
+        if let Some(asked) = self.ctx_size.filter(|&asked| asked > most) {
+            let text = format!("--ctx-size {asked}: this model's context is {most} tokens");
+            return Err(Usage(text).into());
         }
-        let Some(available) = machine::available_memory() else {
-            return Ok(config.context);
+        let room = |target: &Target| {
+            let batch_tokens = target.batch_tokens();
+            let limits = |context| limits(context, batch_tokens);
+            target.room(model, file_bytes, self.ctx_size, spare, &limits)
         };
-        let context = bounded_context(
-            config.context,
-            available.saturating_sub(file_bytes),
-            self.kv_bytes_per_token(config),
-        );
-        if context < config.context {
+        let mut target = Target::of(&self.backend)?;
+        let room = match room(&target) {
+            Err(why) if self.backend == "auto" && target.is_gpu() => {
+                tell!("{why:#}; running on the processor");
+                target = Target::Cpu(None);
+                room(&target)?
+            }
+            other => other?,
+        };
+        if let Some(free) = room.bounded_by {
             tell!(
-                "context: {context} of the model's {} tokens, for {} of free memory (--ctx-size \
+                "context: {} of the model's {most} tokens, for {} of free memory (--ctx-size \
                  overrides)",
-                config.context,
-                hub::human(available)
+                room.context,
+                hub::human(free)
             );
         }
-        Ok(context)
+        Ok((target, room))
     }
-
-    /// Bytes of KV cache that grow with the context: the full-attention layers' keys and values.
-    pub fn kv_bytes_per_token(&self, config: &Config) -> u64 {
-        let full = (0..config.layers)
-            .filter(|&l| !config.is_sliding(l))
-            .count();
-        let element = if self.backend == "reference" { 4 } else { 2 };
-        (full * 2 * config.kv_heads * config.head_dim * element).max(1) as u64
-    }
-}
-
-/// The model's context, or what fits into `free` bytes: those left beside the file's pages, which are
-/// mapped and so count as available, but are needed.
-fn bounded_context(model: usize, free: u64, bytes_per_token: u64) -> usize {
-    let fits = free.saturating_sub(RESERVE) / bytes_per_token;
-    let fits = usize::try_from(fits).unwrap_or(usize::MAX) / KV_BLOCK * KV_BLOCK;
-    model.min(fits.max(LEAST_CONTEXT))
 }
 
 /// A file by its path, or a pulled model by its name.
@@ -306,20 +296,10 @@ fn loading(file_bytes: u64) -> ProgressBar {
     spinner
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_context_is_bounded_by_memory() {
-        // gpt-oss-20b: 24 KiB a token.
-        let bounded = |free| bounded_context(131_072, free, 24 << 10);
-        assert_eq!(bounded(u64::MAX), 131_072);
-        assert_eq!(bounded(RESERVE + (24 << 10) * 131_072), 131_072);
-        assert_eq!(bounded(RESERVE + (24 << 10) * 131_071), 131_040);
-        assert_eq!(bounded(RESERVE + (24 << 10) * 10_000), 9_984);
-        // Little or nothing left: a short context is still tried.
-        assert_eq!(bounded(0), LEAST_CONTEXT);
-        assert_eq!(bounded_context(512, 0, 24 << 10), 512);
+/// The same sign of life, with a bar once a back end says how many bytes it moves.
+fn show_bytes(spinner: &ProgressBar) {
+    let style = "{spinner} {msg} {wide_bar} {bytes}/{total_bytes} {elapsed}";
+    if let Ok(style) = ProgressStyle::with_template(style) {
+        spinner.set_style(style);
     }
 }

@@ -67,17 +67,13 @@ impl Device {
             modules: Modules::default(),
         };
         // SAFETY: the driver is started; the pointer is to a handle.
-        check(
-            unsafe { sys::cuDevicePrimaryCtxRetain(&mut device.context, handle) },
-            || format!("opening {name}"),
-        )?;
+        let result = unsafe { sys::cuDevicePrimaryCtxRetain(&mut device.context, handle) };
+        check(result, || format!("opening {name}"))?;
         device.bind()?;
         let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: the context is current; the pointer is to a handle.
-        check(
-            unsafe { sys::cuStreamCreate(&mut device.stream, flags) },
-            || "making a stream".into(),
-        )?;
+        let result = unsafe { sys::cuStreamCreate(&mut device.stream, flags) };
+        check(result, || "making a stream".into())?;
         device.modules = Modules::load(device.properties.capability)?;
         Ok(Arc::new(device))
     }
@@ -125,10 +121,8 @@ impl Device {
         self.bind()?;
         let (mut free, mut total) = (0, 0);
         // SAFETY: the context is current; both pointers are to sizes.
-        check(
-            unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) },
-            || "asking for free memory".into(),
-        )?;
+        let result = unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) };
+        check(result, || "asking for free memory".into())?;
         Ok((free as u64, total as u64))
     }
 

@@ -73,10 +73,15 @@ pub(super) fn unusable(why: impl std::fmt::Display) -> anyhow::Error {
     anyhow!("CUDA: {why}, {ELSE}")
 }
 
+/// Whether there is a driver at all, of whatever age.
+pub fn is_there() -> bool {
+    // SAFETY: only looks for the library.
+    unsafe { sys::is_culib_present() }
+}
+
 /// Loads and starts the driver, after asking whether it is there and new enough.
 pub(super) fn start() -> Result<()> {
-    // SAFETY: only looks for the library.
-    if !unsafe { sys::is_culib_present() } {
+    if !is_there() {
         let why = format!(
             "no NVIDIA driver here (libcuda.so.1 can't be loaded): install driver {DRIVER} or newer"
         );
@@ -139,26 +144,20 @@ impl Properties {
         let mut handle = 0;
         let what = || format!("opening GPU {index}");
         // SAFETY: the driver is started, and the pointer is to an int.
-        check(
-            unsafe { sys::cuDeviceGet(&mut handle, index as c_int) },
-            what,
-        )?;
+        let result = unsafe { sys::cuDeviceGet(&mut handle, index as c_int) };
+        check(result, what)?;
         let mut name = [0 as c_char; 256];
         // SAFETY: the pointer is to as many characters as are told.
-        check(
-            unsafe { sys::cuDeviceGetName(name.as_mut_ptr(), 255, handle) },
-            what,
-        )?;
+        let result = unsafe { sys::cuDeviceGetName(name.as_mut_ptr(), 255, handle) };
+        check(result, what)?;
         // SAFETY: it ends in a zero, since the last was not given away.
         let name = unsafe { CStr::from_ptr(name.as_ptr()) };
         let name = name.to_string_lossy().into_owned();
         let attribute = |attribute| -> Result<u32> {
             let mut value = 0;
             // SAFETY: as above.
-            check(
-                unsafe { sys::cuDeviceGetAttribute(&mut value, attribute, handle) },
-                what,
-            )?;
+            let result = unsafe { sys::cuDeviceGetAttribute(&mut value, attribute, handle) };
+            check(result, what)?;
             Ok(value.max(0) as u32)
         };
         use sys::CUdevice_attribute_enum::*;

@@ -29,10 +29,8 @@ impl Device {
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         let what = || String::from("recording a graph");
         // SAFETY: the stream lives as long as this.
-        check(
-            unsafe { sys::cuStreamBeginCapture_v2(self.stream(), mode) },
-            what,
-        )?;
+        let result = unsafe { sys::cuStreamBeginCapture_v2(self.stream(), mode) };
+        check(result, what)?;
         let done = body();
         let mut graph = null_mut();
         // SAFETY: as above; the pointer is to a handle.
@@ -59,10 +57,8 @@ impl Device {
     pub fn replay(&self, graph: &Graph) -> Result<()> {
         self.bind()?;
         // SAFETY: both live.
-        check(
-            unsafe { sys::cuGraphLaunch(graph.exec, self.stream()) },
-            || "replaying a graph".into(),
-        )
+        let result = unsafe { sys::cuGraphLaunch(graph.exec, self.stream()) };
+        check(result, || "replaying a graph".into())
     }
 
     /// Marks what was started so far.
@@ -75,10 +71,8 @@ impl Device {
         let device = self.clone();
         let event = Event { device, event };
         // SAFETY: both live.
-        check(
-            unsafe { sys::cuEventRecord(event.event, self.stream()) },
-            what,
-        )?;
+        let result = unsafe { sys::cuEventRecord(event.event, self.stream()) };
+        check(result, what)?;
         Ok(event)
     }
 }

@@ -98,16 +98,13 @@ impl Modules {
         let what = || String::from("listing kernels");
         let mut count = 0;
         // SAFETY: the module is loaded; the pointer is to an int.
-        check(
-            unsafe { sys::cuModuleGetFunctionCount(&mut count, module) },
-            what,
-        )?;
+        let result = unsafe { sys::cuModuleGetFunctionCount(&mut count, module) };
+        check(result, what)?;
         let mut handles = vec![null_mut(); count as usize];
         // SAFETY: room for as many as are told.
-        check(
-            unsafe { sys::cuModuleEnumerateFunctions(handles.as_mut_ptr(), count, module) },
-            what,
-        )?;
+        let result =
+            unsafe { sys::cuModuleEnumerateFunctions(handles.as_mut_ptr(), count, module) };
+        check(result, what)?;
         for handle in handles {
             let (mut name, mut offset, mut args) = (std::ptr::null(), 0, 0);
             // SAFETY: a function of this module; all pointers are to what is asked for.
@@ -119,10 +116,8 @@ impl Modules {
             let name = unsafe { CStr::from_ptr(name) };
             let name = name.to_string_lossy().into_owned();
             // SAFETY: as above.
-            check(
-                unsafe { sys::cuFuncGetParamInfo(handle, 0, &mut offset, &mut args) },
-                || format!("kernel `{name}`: its argument"),
-            )?;
+            let result = unsafe { sys::cuFuncGetParamInfo(handle, 0, &mut offset, &mut args) };
+            check(result, || format!("kernel `{name}`: its argument"))?;
             self.by_name.insert(name.clone(), self.functions.len());
             self.functions.push(Function {
                 name,

@@ -15,6 +15,8 @@ use std::sync::Arc;
 
 /// Width of a head, which kernels are made for.
 const HEAD_DIM: usize = 64;
+/// Experts that the router's kernel chooses from.
+const MOST_EXPERTS: usize = 128;
 /// Everything begins at a multiple of this.
 const ALIGN: u64 = 256;
 
@@ -71,6 +73,23 @@ pub struct DeviceWeights {
     _memory: (Vec<Buffer<u8>>, [Buffer<f32>; 2]),
 }
 
+/// Whether kernels are made for this shape.
+pub fn check_shape(config: &Config) -> Result<()> {
+    ensure!(
+        config.head_dim == HEAD_DIM,
+        "the CUDA back end expected heads of {HEAD_DIM} dimensions, found {}; run this model with \
+         --backend cpu",
+        config.head_dim
+    );
+    ensure!(
+        config.experts <= MOST_EXPERTS,
+        "the CUDA back end expected up to {MOST_EXPERTS} experts, found {}; run this model with \
+         --backend cpu",
+        config.experts
+    );
+    Ok(())
+}
+
 /// Device memory that a model's weights take, in bytes.
 pub fn device_bytes(model: &Model) -> u64 {
     Sizes::of(model).sum()
@@ -118,12 +137,7 @@ impl DeviceWeights {
         progress: &ProgressBar,
     ) -> Result<DeviceWeights> {
         let config = &model.config;
-        ensure!(
-            config.head_dim == HEAD_DIM,
-            "the CUDA back end expected heads of {HEAD_DIM} dimensions, found {}; run this model with \
-             --backend cpu",
-            config.head_dim
-        );
+        check_shape(config)?;
         let sizes = Sizes::of(model);
         let floats = |bytes: u64| bytes as usize / size_of::<f32>();
         let mut vectors = device.alloc::<f32>(floats(sizes.vectors), "norms and biases")?;
@@ -159,6 +173,25 @@ impl DeviceWeights {
             bytes: sizes.sum(),
             _memory: (matrices, [vectors, rope]),
         })
+    }
+}
+
+#[cfg(test)]
+impl DeviceWeights {
+    /// `len` bytes from an address on.
+    pub(super) fn read(&self, at: u64, len: usize) -> Result<Vec<u8>> {
+        let (bytes, floats) = &self._memory;
+        let mut out = vec![0; len];
+        let inside = |start: u64, size: u64| at >= start && at + len as u64 <= start + size;
+        if let Some(buffer) = bytes.iter().find(|b| inside(b.ptr(), b.bytes())) {
+            buffer.download((at - buffer.ptr()) as usize, &mut out)?;
+            return Ok(out);
+        }
+        let buffer = floats.iter().find(|b| inside(b.ptr(), b.bytes()));
+        let buffer = buffer.ok_or_else(|| anyhow::anyhow!("no such address"))?;
+        let mut values = vec![0f32; len / 4];
+        buffer.download((at - buffer.ptr()) as usize / 4, &mut values)?;
+        Ok(values.iter().flat_map(|v| v.to_le_bytes()).collect())
     }
 }
 
@@ -229,10 +262,12 @@ impl<'a> Place<'a> {
     fn tables(&mut self, model: &'a Model) -> Tables {
         let weights = &model.weights;
         let token_embd = self.matrices;
-        self.matrices += (weights.token_embd.data.len() as u64).next_multiple_of(ALIGN);
+        let embd = &weights.token_embd;
+        let bytes = embd.rows * embd.format.row_bytes(embd.cols);
+        self.matrices += (bytes as u64).next_multiple_of(ALIGN);
         self.jobs.push(Job {
             name: "token_embd.weight".into(),
-            matrix: &weights.token_embd,
+            matrix: embd,
             to: Target::Raw(token_embd),
         });
         let inv_freq = Values::Owned(model.config.rope.inv_freq(HEAD_DIM));

@@ -95,7 +95,9 @@ pub fn run(args: Args) -> Result<()> {
         _ => common.ctx_size = Some(common.ctx_size.unwrap_or(needed)),
     }
     let most_streams = args.streams.iter().max().copied().unwrap_or(1);
-    let loaded = common.open_with(|context| driver::room(most_streams, context))?;
+    let loaded = common.open_with(false, |context, batch| {
+        driver::room(most_streams, context, batch)
+    })?;
     let micro = args.micro.then(|| micro::measure(&loaded)).transpose()?;
     let Loaded {
         model,

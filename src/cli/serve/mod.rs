@@ -10,7 +10,7 @@ use super::{
     model::{BATCH_TOKENS, Common},
 };
 use crate::{
-    backend::{KV_BLOCK, Limits, snapshot_bytes},
+    backend::{KV_BLOCK, Limits, kv_block_bytes, snapshot_bytes},
     config::Config,
     engine::{EngineOptions, NativeEngine},
     server::{
@@ -185,7 +185,7 @@ impl Room {
         }
     }
 
-    fn limits(&self, config: &Config, context: usize) -> Limits {
+    fn limits(&self, config: &Config, context: usize, batch_tokens: usize) -> Limits {
         let snapshots = match self.prefix_cache {
             true => self.cache_bytes / snapshot_bytes(config).max(1),
             false => 0,
@@ -194,7 +194,7 @@ impl Room {
         Limits {
             slots: self.seqs,
             kv_blocks: tokens.div_ceil(KV_BLOCK),
-            batch_tokens: BATCH_TOKENS,
+            batch_tokens,
             snapshots: snapshots.min(MOST_SNAPSHOTS) as usize,
         }
     }
@@ -221,8 +221,8 @@ fn source(common: Common, name: Option<String>, room: Room) -> Result<Source> {
         .ctx_size
         .unwrap_or(config.context)
         .min(config.context);
-    let limits = room.limits(&config, context);
-    let cache = limits.kv_blocks as u64 * KV_BLOCK as u64 * common.kv_bytes_per_token(&config);
+    let limits = room.limits(&config, context, BATCH_TOKENS);
+    let cache = limits.kv_blocks as u64 * kv_block_bytes(&config);
     Ok(Source {
         names,
         aliases,
@@ -240,7 +240,7 @@ fn source(common: Common, name: Option<String>, room: Room) -> Result<Source> {
 }
 
 fn open(common: &Common, config: &Config, room: Room) -> Result<Running> {
-    let loaded = common.open_with(|context| room.limits(config, context))?;
+    let loaded = common.open_with(true, |context, batch| room.limits(config, context, batch))?;
     if room.must_be_deterministic && !loaded.backend.batch_invariant() {
         bail!(
             "--deterministic: the back end {} gives other bits to a request when others run beside \
