@@ -23,7 +23,7 @@ pub enum Target {
 }
 
 /// What was found to be the room.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Room {
     /// Tokens of the longest sequence.
     pub context: usize,
@@ -31,6 +31,8 @@ pub struct Room {
     pub limits: Limits,
     /// Memory that could be taken, in bytes, where that is known and bounded the context.
     pub bounded_by: Option<u64>,
+    /// What a GPU's memory will hold.
+    pub plan: Option<String>,
 }
 
 impl Target {
@@ -152,12 +154,22 @@ impl Target {
             context,
             limits: limits(context),
             bounded_by,
+            plan: None,
+        }
+    }
+
+    /// Bytes free on the GPU, if it is one.
+    pub fn free_memory(&self) -> Option<u64> {
+        match self {
+            Target::Cpu(_) | Target::Reference => None,
+            #[cfg(feature = "cuda")]
+            Target::Cuda(device) => device.memory().ok().map(|(free, _)| free),
         }
     }
 
     /// Opens the back end; `progress` counts bytes of weights that are moved, if any are.
     pub fn open(
-        self,
+        &self,
         model: Arc<Model>,
         threads: usize,
         limits: Limits,
@@ -168,7 +180,7 @@ impl Target {
             Target::Cpu(isa) => Box::new(cpu::Cpu::new(model, limits, isa.as_deref(), threads)?),
             Target::Reference => Box::new(reference::Reference::new(model, limits)),
             #[cfg(feature = "cuda")]
-            Target::Cuda(device) => super::cuda::open(device, model, limits, progress)?,
+            Target::Cuda(device) => super::cuda::open(device.clone(), model, limits, progress)?,
         })
     }
 }

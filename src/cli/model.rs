@@ -199,8 +199,18 @@ impl Common {
         let (target, room) = self.room(&model, file_bytes, spare, &limits)?;
         let context = room.context;
         show_bytes(&spinner);
+        let free = target.free_memory();
         let backend = target.open(model.clone(), self.threads, room.limits, &spinner)?;
         spinner.finish_and_clear();
+        if let (Some(plan), true) = (room.plan, self.verbose || spare) {
+            let taken = free
+                .zip(target.free_memory())
+                .map(|(then, now)| then.saturating_sub(now));
+            tell!(
+                "GPU memory: {plan}; taken {}",
+                hub::human(taken.unwrap_or(0))
+            );
+        }
         let load_time = started.elapsed();
         if self.verbose {
             tell!(

@@ -97,6 +97,7 @@ pub fn room(
         context,
         limits,
         bounded_by: bounded.then_some(free),
+        plan: Some(Plan::new(model, &limits).to_string()),
     })
 }
 

@@ -5,7 +5,10 @@ use super::{
     Buffer, Device, Event, Grid, Kernel, Pinned,
     tiles::{Order, TILE, TileFormat, Tiles},
 };
-use crate::weights::{Format, Matrix};
+use crate::{
+    machine,
+    weights::{Format, Matrix},
+};
 use anyhow::{Result, anyhow, bail};
 use indicatif::ProgressBar;
 use std::{
@@ -89,7 +92,7 @@ pub(super) fn upload(device: &Arc<Device>, jobs: &[Job], progress: &ProgressBar)
     let staging = device.alloc::<u8>(BUFFERS * size, "staging of weights")?;
     let mut fault = device.alloc::<u32>(1, "a flag")?;
     fault.zero()?;
-    let send = Send {
+    let mover = Mover {
         device,
         jobs,
         staging: &staging,
@@ -115,6 +118,7 @@ pub(super) fn upload(device: &Arc<Device>, jobs: &[Job], progress: &ProgressBar)
                 return;
             };
             let bytes = bytes(jobs, piece);
+            machine::populate(bytes);
             carrier.bytes[..bytes.len()].copy_from_slice(bytes);
             if filled.send((index, carrier)).is_err() {
                 return;
@@ -128,7 +132,7 @@ pub(super) fn upload(device: &Arc<Device>, jobs: &[Job], progress: &ProgressBar)
             scope.spawn(|| fill(filled));
         }
         drop(filled);
-        drive(&send, &pieces, free, full, progress)
+        drive(&mover, &pieces, free, full, progress)
     })?;
     device.synchronize()?;
     let mut code = [0];
@@ -142,7 +146,7 @@ pub(super) fn upload(device: &Arc<Device>, jobs: &[Job], progress: &ProgressBar)
 /// Sends what is filled, and gives buffers back once they have been carried over. Both channels end
 /// with it.
 fn drive(
-    send: &Send,
+    mover: &Mover,
     pieces: &[Piece],
     free: mpsc::Sender<Carrier>,
     full: mpsc::Receiver<(usize, Carrier)>,
@@ -153,9 +157,9 @@ fn drive(
         let Ok((index, carrier)) = full.recv() else {
             bail!("a thread that reads weights panicked; its message is above");
         };
-        send.piece(&pieces[index], &carrier)?;
-        progress.inc(bytes(send.jobs, &pieces[index]).len() as u64);
-        under_way.push_back((carrier, send.device.record()?));
+        mover.piece(&pieces[index], &carrier)?;
+        progress.inc(bytes(mover.jobs, &pieces[index]).len() as u64);
+        under_way.push_back((carrier, mover.device.record()?));
         while let Some((_, event)) = under_way.front() {
             if under_way.len() > BUFFERS / 2 {
                 event.wait()?;
@@ -201,8 +205,8 @@ fn refused(job: &Job) -> anyhow::Error {
     )
 }
 
-/// What sending a piece takes.
-struct Send<'a> {
+/// What moving a piece takes.
+struct Mover<'a> {
     device: &'a Arc<Device>,
     jobs: &'a [Job<'a>],
     staging: &'a Buffer<u8>,
@@ -212,7 +216,7 @@ struct Send<'a> {
     kernel: Kernel,
 }
 
-impl Send<'_> {
+impl Mover<'_> {
     fn piece(&self, piece: &Piece, carrier: &Carrier) -> Result<()> {
         let Job { matrix, to, .. } = &self.jobs[piece.job];
         let row = matrix.format.row_bytes(matrix.cols);
