@@ -12,7 +12,7 @@ use super::{
 };
 use crate::config::Config;
 use anyhow::{Result, ensure};
-use plan::{PARTIALS, QUERIES, Shape};
+use plan::{Blocks, PARTIALS, QUERIES, Shape};
 use std::sync::Arc;
 
 /// Floats of one query's partial sums.
@@ -74,6 +74,7 @@ pub struct Attention {
     shape: Shape,
     rows: Kernel,
     rows_many: Kernel,
+    rows_short: Kernel,
     tiles: Kernel,
     keep: Kernel,
     partial: Buffer<f32>,
@@ -109,6 +110,7 @@ impl Attention {
             shape,
             rows: device.kernel("attention_rows")?,
             rows_many: device.kernel("attention_rows_many")?,
+            rows_short: device.kernel("attention_rows_short")?,
             tiles: device.kernel("attention_tiles")?,
             keep: device.kernel("keep_window")?,
             partial: device.alloc(PARTIALS * PART, "partial sums of attention")?,
@@ -159,7 +161,7 @@ impl Attention {
     pub fn launch(&self, plan: &Plan, sliding: bool, io: &Io) -> Result<()> {
         let launches = if sliding { &plan.sliding } else { &plan.full };
         let fresh = sliding && plan.keep > 0;
-        let (whole, least) = launches.steps();
+        let (whole, least) = launches.blocks.steps();
         let args = AttentionArgs {
             q: io.q,
             out: io.out,
@@ -185,11 +187,12 @@ impl Attention {
         };
         if launches.rows > 0 {
             let blocks = [launches.parts, self.shape.head_tiles(), launches.rows];
-            // Not every GPU has the shared memory for the larger blocks.
-            let large = launches.few && self.device.shared_bytes() >= 128 << 10;
-            let (kernel, grid) = match large {
-                true => (&self.rows, grid(blocks, 256, 128 << 10)),
-                false => (&self.rows_many, grid(blocks, 128, 64 << 10)),
+            // Not every GPU has the shared memory for the largest.
+            let large = self.device.shared_bytes() >= 128 << 10;
+            let (kernel, grid) = match launches.blocks {
+                Blocks::Short => (&self.rows_short, grid(blocks, 256, 64 << 10)),
+                Blocks::Few if large => (&self.rows, grid(blocks, 256, 128 << 10)),
+                _ => (&self.rows_many, grid(blocks, 128, 64 << 10)),
             };
             self.device.launch(kernel, grid, &args)?;
         }

@@ -12,10 +12,8 @@ use crate::backend::{KV_BLOCK, cuda::batch::Segment};
 pub const QUERIES: usize = 128;
 /// Query heads of a block of `attention_rows`.
 const HEADS: usize = 8;
-/// Most steps of [`KV_BLOCK`] positions of a row that stay in one part, and steps of a part if there
-/// are several: where rows are few and where they are many.
-const FEW: (usize, usize) = (32, 8);
-const MANY: (usize, usize) = (48, 32);
+/// Most steps of [`KV_BLOCK`] positions for [`Blocks::Short`]: one a warp.
+const SHORT: usize = 8;
 /// Most parts of each of many rows.
 const MANY_PARTS: usize = 16;
 /// Fewest steps of a part of a tile.
@@ -54,8 +52,8 @@ pub(super) struct Launches {
     pub rows: usize,
     /// Most parts of one of them.
     pub parts: usize,
-    /// Whether they are few.
-    pub few: bool,
+    /// For which kernel.
+    pub blocks: Blocks,
     /// Where their list begins in the plan's words; none: all rows in order.
     pub list: Option<usize>,
     /// Tiles.
@@ -64,10 +62,27 @@ pub(super) struct Launches {
     pub first_tile: usize,
 }
 
-impl Launches {
-    /// Most steps of a row that stay in one part, and steps of a part if there are several.
-    pub fn steps(&self) -> (usize, usize) {
-        if self.few { FEW } else { MANY }
+/// Which kernel rows alone get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub(super) enum Blocks {
+    /// More than there are multiprocessors: small blocks, several on each.
+    #[default]
+    Many,
+    /// Few: a large block on each.
+    Few,
+    /// Few, and every position is loaded at once; small, to start beside the kernel before.
+    Short,
+}
+
+impl Blocks {
+    /// Most steps of [`KV_BLOCK`] positions of a row that stay in one part, and steps of a part if there
+    /// are several.
+    pub fn steps(self) -> (usize, usize) {
+        match self {
+            Blocks::Many => (48, 32),
+            Blocks::Few => (32, 8),
+            Blocks::Short => (SHORT, SHORT),
+        }
     }
 }
 
@@ -125,25 +140,24 @@ impl Shape {
 
     /// Launches for rows alone that see at most `longest` positions.
     fn alone(&self, rows: usize, longest: usize) -> Launches {
-        let blocks = rows.max(1) * self.head_tiles();
-        let few = blocks <= self.multiprocessors;
-        let launches = Launches {
-            rows,
-            parts: 1,
-            few,
-            ..Launches::default()
-        };
-        let (whole, least) = launches.steps();
-        let most = match few {
-            true => self.multiprocessors / blocks,
-            false => MANY_PARTS.min(PARTIALS / (blocks * HEADS)),
-        };
+        let count = rows.max(1) * self.head_tiles();
         let steps = longest.div_ceil(KV_BLOCK) + 1; // they need not begin where a step does
-        if steps <= whole {
-            return launches;
+        let (blocks, most) = match self.multiprocessors / count {
+            0 => (Blocks::Many, MANY_PARTS.min(PARTIALS / (count * HEADS))),
+            _ if steps <= SHORT => (Blocks::Short, 1),
+            most => (Blocks::Few, most),
+        };
+        let (whole, least) = blocks.steps();
+        let parts = match steps <= whole {
+            true => 1,
+            false => steps.div_ceil(least).min(most).max(1),
+        };
+        Launches {
+            rows,
+            parts,
+            blocks,
+            ..Launches::default()
         }
-        let parts = steps.div_ceil(least).min(most).max(1);
-        Launches { parts, ..launches }
     }
 
     /// The plan for any batch, and its words: lists of rows and tiles. `fresh`: on sliding layers the

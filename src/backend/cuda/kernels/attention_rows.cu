@@ -188,13 +188,19 @@ template <int WARPS, int STAGES> __device__ __forceinline__ void run_rows(const 
     if (h < heads) sum.finish(sink, a.out + (r * a.heads + head + h) * HEAD_DIM + dim);
 }
 
-// For few rows: all of a short row's positions at once, and most of a multiprocessor's shared memory.
+// For few rows: a multiprocessor each.
 extern "C" __global__ void __launch_bounds__(256) attention_rows(__grid_constant__ const AttentionArgs a) {
     extern __shared__ __align__(128) char shared[];
     run_rows<8, 2>(a, shared);
 }
 
-// For many: smaller blocks, several on a multiprocessor.
+// For few rows that see at most eight steps.
+extern "C" __global__ void __launch_bounds__(256) attention_rows_short(__grid_constant__ const AttentionArgs a) {
+    extern __shared__ __align__(128) char shared[];
+    run_rows<8, 1>(a, shared);
+}
+
+// For many rows: smaller blocks, several on a multiprocessor.
 extern "C" __global__ void __launch_bounds__(128) attention_rows_many(__grid_constant__ const AttentionArgs a) {
     extern __shared__ __align__(128) char shared[];
     run_rows<4, 2>(a, shared);
