@@ -7,6 +7,9 @@ use std::ffi::{CStr, c_char, c_int};
 
 /// What every sentence about a missing GPU ends with.
 const ELSE: &str = "or run on the processor with `--backend cpu`";
+/// Why there may be none.
+const NONE: &str = "the driver finds no GPU (`nvidia-smi` lists them; CUDA_VISIBLE_DEVICES hides some): add \
+    one";
 /// The driver that came with CUDA 13.0, the oldest that runs what nvcc 13.0 makes.
 const DRIVER: &str = "580";
 
@@ -42,9 +45,6 @@ fn sentence(error: CUresult, what: &str) -> anyhow::Error {
             "; the GPU is lost to this program: `nvidia-smi` and the kernel's log (Xid) tell why"
         }
         CUDA_ERROR_SYSTEM_NOT_READY => "; is the machine's fabric manager running?",
-        CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => {
-            "; the driver's library and its kernel module differ: restart the machine after an update"
-        }
         _ => "",
     };
     anyhow!("CUDA: {what}: {}{advice}", name(error))
@@ -104,10 +104,15 @@ pub(super) fn start() -> Result<()> {
     // SAFETY: as above.
     match unsafe { sys::cuInit(0) } {
         CUresult::CUDA_SUCCESS => Ok(()),
-        CUresult::CUDA_ERROR_NO_DEVICE => Err(unusable(
-            "the driver finds no GPU (`nvidia-smi` lists them; CUDA_VISIBLE_DEVICES hides some): add one",
+        CUresult::CUDA_ERROR_NO_DEVICE => Err(unusable(NONE)),
+        CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => Err(unusable(
+            "the driver's library and its kernel module differ in version: restart the machine, as \
+             after every update of the driver",
         )),
-        error => Err(sentence(error, "starting the driver")),
+        error => Err(unusable(format!(
+            "the driver doesn't start: {} (`nvidia-smi` may tell more): mend it",
+            name(error)
+        ))),
     }
 }
 
@@ -138,8 +143,11 @@ impl Properties {
     /// Those of the GPU at `index`, if this program can use it.
     pub(super) fn of(index: usize) -> Result<Properties> {
         let count = devices()?;
+        if count == 0 {
+            return Err(unusable(NONE));
+        }
         if index >= count {
-            bail!("CUDA: no GPU {index}; there are {count}, counted from 0");
+            bail!("CUDA: no GPU {index}: the driver shows {count}, numbered from 0");
         }
         let mut handle = 0;
         let what = || format!("opening GPU {index}");

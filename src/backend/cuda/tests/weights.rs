@@ -274,7 +274,7 @@ fn gpu_weights_that_tiles_cannot_hold_are_refused_by_name() {
 }
 
 #[test]
-fn other_head_widths_are_refused_before_a_gpu_is_asked_for() {
+fn other_head_widths_are_refused() {
     let model = Random::new(1, 0..241).model(odd_shape(), &[], Format::F16);
     assert!(check_shape(&model.config).is_ok());
     let config = Config {
