@@ -3,12 +3,15 @@
 
 pub mod attention;
 pub mod batch;
+pub mod batched;
 pub mod device;
 mod driver;
+pub mod gemm;
 pub mod graph;
 mod images;
 pub mod memory;
 pub mod plan;
+pub mod rows;
 #[cfg(test)]
 mod tests;
 pub mod tiles;
