@@ -63,24 +63,6 @@ pub fn peak_memory() -> Option<u64> {
     None
 }
 
-/// Brings `bytes` of a mapped file into memory, and its pages into the page table, in one call: a page
-/// fault every 64 KiB costs more than reading them. Only advice.
-#[cfg(target_os = "linux")]
-#[allow(unsafe_code)]
-pub fn populate(bytes: &[u8]) {
-    // SAFETY: asks for a number.
-    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(1 << 16);
-    let start = bytes.as_ptr() as usize / page * page;
-    let len = bytes.as_ptr() as usize + bytes.len() - start;
-    // SAFETY: reads pages of a live mapping into the page table; changes no contents. A failure
-    // (an older kernel, a converted matrix on the heap) means only that pages come later.
-    unsafe { libc::madvise(start as *mut libc::c_void, len, libc::MADV_POPULATE_READ) };
-}
-
-/// Brings `bytes` of a mapped file into memory where the system has a call for it; here it has none.
-#[cfg(not(target_os = "linux"))]
-pub fn populate(_bytes: &[u8]) {}
-
 /// Watches what others take of the processors while something is timed.
 pub struct Watch {
     system: System,

@@ -3,6 +3,7 @@
 //! A page fault every 64 KiB would otherwise cost the first tokens more than their arithmetic, and a
 //! cold file would be read in the order in which experts happen to be chosen. Only advice: where the
 //! system doesn't know the call, or memory is smaller than the model, pages come as they are used.
+#![allow(unsafe_code)] // madvise
 
 use super::threads::{Pool, Queue};
 use crate::{
@@ -27,7 +28,7 @@ pub fn touch(weights: &Weights, pool: &Pool) {
     let queue = Queue::default();
     pool.run(&|_| {
         while let Some(i) = queue.next(pieces.len()) {
-            machine::populate(pieces[i]);
+            populate(pieces[i]);
         }
     });
 }
@@ -49,3 +50,17 @@ fn matrices(weights: &Weights) -> Vec<&Matrix> {
     }
     all
 }
+
+#[cfg(target_os = "linux")]
+fn populate(bytes: &[u8]) {
+    // SAFETY: asks for a number.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(1 << 16);
+    let start = bytes.as_ptr() as usize / page * page;
+    let len = bytes.as_ptr() as usize + bytes.len() - start;
+    // SAFETY: reads pages of a live mapping into the page table; changes no contents. A failure
+    // (an older kernel, a converted matrix on the heap) means only that pages come later.
+    unsafe { libc::madvise(start as *mut libc::c_void, len, libc::MADV_POPULATE_READ) };
+}
+
+#[cfg(not(target_os = "linux"))]
+fn populate(_bytes: &[u8]) {}

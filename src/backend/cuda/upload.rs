@@ -5,10 +5,7 @@ use super::{
     Buffer, Device, Event, Grid, Kernel, Pinned,
     tiles::{Order, TILE, TileFormat, Tiles},
 };
-use crate::{
-    machine,
-    weights::{Format, Matrix},
-};
+use crate::weights::{Format, Matrix};
 use anyhow::{Result, anyhow, bail};
 use indicatif::ProgressBar;
 use std::{
@@ -118,7 +115,7 @@ pub(super) fn upload(device: &Arc<Device>, jobs: &[Job], progress: &ProgressBar)
                 return;
             };
             let bytes = bytes(jobs, piece);
-            machine::populate(bytes);
+            // Populating its pages in one call first was slower: 0.68 s for 12 GB, not 0.44.
             carrier.bytes[..bytes.len()].copy_from_slice(bytes);
             if filled.send((index, carrier)).is_err() {
                 return;
