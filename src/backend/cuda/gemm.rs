@@ -269,7 +269,7 @@ impl Products {
                 (routes.shape, routes.shape.pieces(&routes, input.rows))
             }
             None => {
-                let shape = self.dense(&w.tiles, input);
+                let shape = self.dense(&w.tiles, input.rows);
                 (shape, input.rows.div_ceil(shape.columns))
             }
         };

@@ -1,6 +1,6 @@
 //! Which kernel multiplies how many activations at a time, by what was measured, and the shared memory it takes.
 
-use super::{Input, Products, Routes};
+use super::{Products, Routes};
 use crate::backend::cuda::tiles::{Tiles, UNIT_BYTES};
 
 /// Activations that gemm.cu's kernels are made for.
@@ -15,7 +15,7 @@ pub(super) const WARPS: usize = 8;
 /// Which kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// gemm_few.cu: one block a multiprocessor, up to 24 activations.
+    /// gemm_few.cu, for experts: one block a multiprocessor, up to 24 activations.
     Few,
     /// gemm.cu, with so many warps sharing a tile's inputs.
     Tiled { split: usize },
@@ -33,32 +33,24 @@ pub struct Shape {
 
 impl Products {
     /// The shape for one matrix and some rows.
-    pub(super) fn dense(&self, w: &Tiles, input: Input) -> Shape {
-        let (sms, tiles, rows) = (
-            self.device.multiprocessors() as usize,
-            w.tiles as usize,
-            input.rows,
-        );
-        let pieces = rows.div_ceil(FEW[2]);
-        if pieces <= 2 {
-            let columns = FEW[smallest(&FEW, rows.div_ceil(pieces))];
-            if self.few_warps(columns, input.stride).is_some() {
-                return Shape::few(columns);
-            }
-        }
-        if self.wide.is_some() && rows > 64 {
-            // Blocks take as long as they are wide; whole waves of them count.
-            let time = |n: usize| (tiles.div_ceil(16) * rows.div_ceil(n)).div_ceil(sms) * (n + 16);
+    pub(super) fn dense(&self, w: &Tiles, rows: usize) -> Shape {
+        let sms = self.device.multiprocessors() as usize;
+        let (tiles, format) = (w.tiles as usize, w.format as usize);
+        // The LM head: every multiprocessor has many tiles.
+        let tall = tiles > 16 * sms;
+        if self.wide.is_some() && rows > if tall { 48 } else { 160 } {
+            // Whole waves of blocks count; half of a block's time is the same however wide it is.
+            let time = |n: usize| (tiles.div_ceil(16) * rows.div_ceil(n)).div_ceil(sms) * (n + 160);
             let columns = [160, 144, 128, 96, 64].into_iter().min_by_key(|&n| time(n));
             return Shape::wide(columns.unwrap_or(WIDE));
         }
-        let format = w.format as usize;
-        let columns = TILED[smallest(&TILED, rows)].min(self.most_tiled(format));
+        let most = if tall || rows > 160 { 128 } else { 32 };
+        let columns = TILED[smallest(&TILED, rows.min(most))].min(self.most_tiled(format));
         let pieces = rows.div_ceil(columns);
         // A wave of blocks needs as many as the device runs at once: let more warps share the inputs.
         let enough = |split: &usize| tiles.div_ceil(WARPS / split) * pieces >= 2 * sms;
-        let fits =
-            |split: &usize| tiled_bytes(format, columns, *split) <= self.most_shared(110 << 10);
+        let shared = self.most_shared(110 << 10);
+        let fits = |split: &usize| tiled_bytes(format, columns, *split) <= shared;
         let mut splits = [1, 2, 4].into_iter().filter(|s| columns < 128 && fits(s));
         let split = splits.clone().find(enough).or(splits.next_back());
         Shape {
@@ -79,7 +71,7 @@ impl Products {
         (used, experts): (usize, usize),
     ) -> Shape {
         let each = (rows * used) as f64 / experts as f64;
-        if each >= 48.0 && self.wide.is_some() {
+        if each >= 36.0 && self.wide.is_some() {
             return Shape::wide(WIDE);
         }
         // Most experts in one piece, though some are chosen more often than others.

@@ -1,4 +1,4 @@
-// The product for a few activations, up to 24: a stream of weights, as fast as the memory gives it.
+// The product of experts with a few activations each, up to 24 a piece: a stream of weights.
 //
 // One block a multiprocessor. All tiles of all pieces of work (an expert and its activations) stand in one line, cut
 // into equal stretches, one a block. A block keeps the activations of a piece in shared memory, whole rows, and cuts
@@ -75,15 +75,11 @@ template <int FORMAT, int N> __device__ __forceinline__ void gemm_few(const Gemm
     Columns<N> &columns = *reinterpret_cast<Columns<N> *>(partial + warps * N / 8 * 32);
     const uint32_t ring_address = shared_address(ring), rows_address = shared_address(shared);
 
-    if (a.work) {
-        wait_for_previous();
-        let_next_start();
-    }
-    const int pieces = a.work ? *a.work_count : (a.rows + a.tile - 1) / a.tile;
-    const int64_t all = (int64_t)pieces * a.tiles;
+    wait_for_previous();
+    let_next_start();
+    const int64_t all = (int64_t)*a.work_count * a.tiles;
     int64_t at = all * blockIdx.x / gridDim.x;
     const int64_t stop = all * (blockIdx.x + 1) / gridDim.x;
-    bool waited = a.work;
     while (at < stop) {
         const int column = (int)(at / a.tiles), first = (int)(at - (int64_t)column * a.tiles);
         const int tiles = (int)min((int64_t)(a.tiles - first), stop - at);
@@ -109,11 +105,6 @@ template <int FORMAT, int N> __device__ __forceinline__ void gemm_few(const Gemm
         for (int s = 0; s < SLOTS - 1; s++) {
             if (s * SLOT_BYTES < bytes) copy(s);
             if (s < SLOTS - 2) commit_copies();
-        }
-        if (!waited) {
-            wait_for_previous();
-            let_next_start();
-            waited = true;
         }
         __syncthreads(); // of the piece before, all is read
         fill_columns(columns, a, work);
@@ -183,7 +174,6 @@ template <int FORMAT, int N> __device__ __forceinline__ void gemm_few(const Gemm
             for (int n = 0; n < N / 8; n++) store(a, columns, work, first + tile, n * 8 + (lane & 3) * 2, d[n], lane);
         }
     }
-    if (!waited) wait_for_previous();
 }
 
 #define GEMM(name, format, n) \
