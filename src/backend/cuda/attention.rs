@@ -76,6 +76,7 @@ pub struct Attention {
     rows_many: Kernel,
     rows_short: Kernel,
     tiles: Kernel,
+    tiles_sm90: Option<Kernel>,
     keep: Kernel,
     partial: Buffer<f32>,
     counters: Buffer<u32>,
@@ -112,6 +113,10 @@ impl Attention {
             rows_many: device.kernel("attention_rows_many")?,
             rows_short: device.kernel("attention_rows_short")?,
             tiles: device.kernel("attention_tiles")?,
+            tiles_sm90: match device.arch() {
+                90 => Some(device.kernel("attention_tiles_sm90")?),
+                _ => None,
+            },
             keep: device.kernel("keep_window")?,
             partial: device.alloc(PARTIALS * PART, "partial sums of attention")?,
             counters: device.alloc(shape.most_counters(most_rows), "counters of attention")?,
@@ -198,8 +203,11 @@ impl Attention {
         }
         if launches.tiles > 0 {
             let blocks = [launches.tiles, self.shape.kv_heads, 1];
-            let grid = grid(blocks, 128, 64 << 10);
-            self.device.launch(&self.tiles, grid, &args)?;
+            let (kernel, grid) = match &self.tiles_sm90 {
+                Some(kernel) => (kernel, grid(blocks, 256, 80 << 10)),
+                None => (&self.tiles, grid(blocks, 128, 64 << 10)),
+            };
+            self.device.launch(kernel, grid, &args)?;
         }
         if fresh {
             let args = KeepWindowArgs {

@@ -5,10 +5,11 @@
 namespace {
 struct Mma {
     static constexpr int WARPS = 4, M = 2, STAGES = 3, SHARING = 1;
+    static constexpr bool QUERIES_IN_REGISTERS = true;
 
     static __device__ __forceinline__ void ready() {}
     static __device__ __forceinline__ void done(Tile<M> &) {}
-    template <bool SLIDING> static __device__ __forceinline__ void add(Tile<M> &tile, uint32_t stage, int position, bool masked) {
+    template <bool SLIDING> static __device__ __forceinline__ void add(Tile<M> &tile, uint32_t, uint32_t stage, int position, bool masked) {
         int row = threadIdx.x % 8, sub = threadIdx.x % 32 / 8;
         float s[M][8][4] = {};
 #pragma unroll

@@ -112,7 +112,7 @@ template <int THREADS, bool SLIDING> struct Source {
     }
 };
 
-// Core: WARPS, M, STAGES; SHARING, warps that work in step; add<SLIDING>(tile, stage, position, masked), ready() before the
+// Core: WARPS, M, STAGES; SHARING, warps that work in step; add<SLIDING>(tile, queries, stage, position, masked), ready() before the
 // barrier that lets it read what was copied, done() before the sums are read.
 template <class Core, bool SLIDING> __device__ __forceinline__ void run_tile(const AttentionArgs &a, char *shared) {
     constexpr int M = Core::M, THREADS = Core::WARPS * 32;
@@ -131,6 +131,7 @@ template <class Core, bool SLIDING> __device__ __forceinline__ void run_tile(con
         int query = i * (THREADS / 8) + threadIdx.x / 8, chunk = threadIdx.x % 8;
         copy16_or_zero(queries + chunk_at(query, chunk), a.q + offset(min(query, used - 1)) + chunk * 8, query < used);
     }
+    copies_commit();
     Source<THREADS, SLIDING> from{a, s, (int)blockIdx.y, work.step + work.steps};
     int copied = work.step;
     from.look(copied);
@@ -166,21 +167,25 @@ template <class Core, bool SLIDING> __device__ __forceinline__ void run_tile(con
     int least_high = last_of(mine), most_high = last_of(mine + Core::SHARING * 16 * M - 1);
     int least_low = SLIDING ? first_seen(a, s, least_high) : 0, most_low = SLIDING ? first_seen(a, s, most_high) : 0;
 
+    if constexpr (Core::QUERIES_IN_REGISTERS) {
+        copies_wait<AHEAD>();
+        __syncthreads();
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int k = 0; k < 4; k++)
+                load_matrices(tile.q[m][k], queries + chunk_at((warp * M + m) * 16 + lane % 16, k * 2 + lane / 16));
+    }
+
     int stage = 0, to = AHEAD % Core::STAGES;
     for (int step = work.step; step < from.end; step += 2) {
         copies_wait<AHEAD - 1>();
         Core::ready();
         __syncthreads();
         copy(to);
-        if (step == work.step)
-#pragma unroll
-            for (int m = 0; m < M; m++)
-#pragma unroll
-                for (int k = 0; k < 4; k++)
-                    load_matrices(tile.q[m][k], queries + chunk_at((warp * M + m) * 16 + lane % 16, k * 2 + lane / 16));
         int position = step * KV_BLOCK;
         if (busy && position <= most_high && position + KEYS > least_low)
-            Core::template add<SLIDING>(tile, stages + stage * STAGE_BYTES, position, position + KEYS - 1 > least_high || position < most_low);
+            Core::template add<SLIDING>(tile, queries, stages + stage * STAGE_BYTES, position, position + KEYS - 1 > least_high || position < most_low);
         stage = stage + 1 == Core::STAGES ? 0 : stage + 1;
         to = to + 1 == Core::STAGES ? 0 : to + 1;
     }
