@@ -112,6 +112,13 @@ impl Modules {
                 check(sys::cuFuncLoad(handle), what)?;
                 check(sys::cuFuncGetName(&mut name, handle), what)?;
             }
+            // All kernels split a multiprocessor's memory alike: for another split it must run empty first,
+            // and no kernel could start beside the one before.
+            let split =
+                sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+            // SAFETY: a function of this module. 100: all that can be shared memory is.
+            let result = unsafe { sys::cuFuncSetAttribute(handle, split, 100) };
+            check(result, what)?;
             // SAFETY: the driver gave a string that lives as long as the module.
             let name = unsafe { CStr::from_ptr(name) };
             let name = name.to_string_lossy().into_owned();
