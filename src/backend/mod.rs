@@ -171,6 +171,10 @@ pub trait Backend: Send {
     fn logits(&self, row: usize) -> &[f32];
     /// Work counted since the back end was opened.
     fn work(&self) -> Work;
+    /// Bytes a second that the memory it keeps weights in can be read at, measured now. None: it is the machine's own.
+    fn read_bandwidth(&mut self) -> Result<Option<f64>> {
+        Ok(None)
+    }
 }
 
 /// Bytes of one block of the paged cache, in all full-attention layers together, kept in f16.

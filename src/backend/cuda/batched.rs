@@ -24,6 +24,8 @@ pub struct Step {
     pub rows: usize,
     /// f32 `[rows, hidden]`.
     pub x: u64,
+    /// u64 that counts experts whose weights are read, or 0.
+    pub touched: u64,
     /// Those whose result is wanted: the last layer's experts and the LM head run for no other.
     pub wanted: Rows,
 }
@@ -188,6 +190,7 @@ impl Batched {
             chosen: buffers.chosen.ptr(),
             order: buffers.order.ptr(),
             work: buffers.work.ptr(),
+            touched: step.touched,
             count: buffers.count.ptr(),
             experts: config.experts,
             used: config.experts_used,

@@ -41,6 +41,8 @@ pub struct Routes {
     pub work: u64,
     /// i32: how many.
     pub count: u64,
+    /// u64 that counts the experts that have pairs, or 0.
+    pub touched: u64,
     /// Experts.
     pub experts: usize,
     /// Experts of a row.
@@ -190,6 +192,7 @@ impl Products {
             order: routes.order,
             work: routes.work,
             work_count: routes.count,
+            touched: routes.touched,
             pairs: (rows * routes.used) as i32,
             experts: routes.experts as i32,
             tile: routes.shape.columns as i32,

@@ -32,6 +32,15 @@ impl TileFormat {
         }
     }
 
+    /// What these tiles hold.
+    pub fn of_tiles(tiles: &Tiles) -> TileFormat {
+        match tiles.format {
+            0 => TileFormat::Mxfp4,
+            1 => TileFormat::Q8_0,
+            _ => TileFormat::F16,
+        }
+    }
+
     /// Inputs of a unit.
     pub fn unit_inputs(self) -> usize {
         match self {

@@ -70,7 +70,7 @@ pub struct DeviceWeights {
     /// Device memory of all, in bytes.
     pub bytes: u64,
     /// What the addresses point into.
-    _memory: (Vec<Buffer<u8>>, [Buffer<f32>; 2]),
+    memory: (Vec<Buffer<u8>>, [Buffer<f32>; 2]),
 }
 
 /// Whether kernels are made for this shape.
@@ -130,6 +130,12 @@ impl Sizes {
 }
 
 impl DeviceWeights {
+    /// Where the layers' matrices are, with their bytes.
+    pub fn regions(&self) -> impl Iterator<Item = (u64, u64)> {
+        let (matrices, _) = &self.memory;
+        matrices.iter().map(|buffer| (buffer.ptr(), buffer.bytes()))
+    }
+
     /// Copies a model's weights to the device; `progress` counts the file's bytes.
     pub fn upload(
         device: &Arc<Device>,
@@ -171,7 +177,7 @@ impl DeviceWeights {
             output: tables.output,
             rope: rope.ptr(),
             bytes: sizes.sum(),
-            _memory: (matrices, [vectors, rope]),
+            memory: (matrices, [vectors, rope]),
         })
     }
 }
@@ -180,7 +186,7 @@ impl DeviceWeights {
 impl DeviceWeights {
     /// `len` bytes from an address on.
     pub(super) fn read(&self, at: u64, len: usize) -> Result<Vec<u8>> {
-        let (bytes, floats) = &self._memory;
+        let (bytes, floats) = &self.memory;
         let mut out = vec![0; len];
         let inside = |start: u64, size: u64| at >= start && at + len as u64 <= start + size;
         if let Some(buffer) = bytes.iter().find(|b| inside(b.ptr(), b.bytes())) {

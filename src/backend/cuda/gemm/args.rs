@@ -84,6 +84,7 @@ pub(super) struct RouteArgs {
     pub order: u64,
     pub work: u64,
     pub work_count: u64,
+    pub touched: u64,
     pub pairs: i32,
     pub experts: i32,
     pub tile: i32,

@@ -212,6 +212,7 @@ impl Sorted {
             chosen: on_chosen.ptr(),
             order: words[0].ptr(),
             work: words[1].ptr(),
+            touched: 0,
             count: words[2].ptr(),
             experts,
             used,

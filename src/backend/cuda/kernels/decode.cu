@@ -236,6 +236,7 @@ struct GateUpArgs {
     const float *x, *norm, *logits;
     const float *gate_bias, *up_bias; // [experts, width]
     half *out;                        // [COLUMNS * used + 1, out_stride]: SwiGLU times the expert's weight; the last row stays zero
+    unsigned long long *touched;      // counts experts whose weights were read
     float eps, limit;
     int32_t rows, hidden, width, experts, used, out_stride, stages;
 };
@@ -268,6 +269,7 @@ template <int F> __device__ __forceinline__ void gate_up(const GateUpArgs &a) {
     route(routing, a.logits, a.rows, a.experts, a.used);
     Work work = block_work(routing.n * a.w.tiles, a.w.units, 1);
     Whole whole(a.w);
+    if (blockIdx.x == 0 && threadIdx.x == 0) atomicAdd(a.touched, (unsigned long long)routing.n);
     Divider by_tiles(a.w.tiles);
     auto base = [&](int item) {
         int i = by_tiles(item);

@@ -7,7 +7,7 @@ struct EmbedArgs {
     const Row *rows;
     float *x;
     int32_t hidden;
-    int32_t format; // ggml's number: F32 0, F16 1, Q8_0 8, BF16 30
+    int32_t format; // ggml's number: F32 0, F16 1, Q8_0 8, BF16 30, MXFP4 39
     int32_t count;
     int32_t pad;
 };
@@ -25,6 +25,12 @@ extern "C" __global__ void __launch_bounds__(256) embed(__grid_constant__ const 
             // 34-byte blocks, 2-byte aligned: d, then 32 signed bytes.
             const uint8_t *block = a.table + at / 32 * 34;
             v = __half2float(*reinterpret_cast<const half *>(block)) * (float)*reinterpret_cast<const int8_t *>(block + 2 + at % 32);
+        } else if (a.format == 39) {
+            // 17-byte blocks: e, then values 0..15 in low and 16..31 in high nibbles. A code's three low bits are, as f16, its value times 2^-14.
+            const uint8_t *block = a.table + at / 32 * 17;
+            int k = at % 32, code = block[1 + k % 16] >> k / 16 * 4;
+            float magnitude = __half2float(__ushort_as_half((code & 7) << 9)) * 16384.0f;
+            v = ldexpf(code & 8 ? -magnitude : magnitude, block[0] - 127);
         } else if (a.format == 1) {
             v = __half2float(reinterpret_cast<const half *>(a.table)[at]);
         } else if (a.format == 30) {

@@ -6,6 +6,7 @@ struct RouteArgs {
     int32_t *order;       // [pairs], by expert, then as they come
     Work *work;           // at most `pairs / tile + experts`
     int32_t *work_count;
+    unsigned long long *touched; // counts experts that have pairs; null: nobody asks
     int32_t pairs;
     int32_t experts;      // at most 128
     int32_t tile;         // most pairs in one piece of work
@@ -70,7 +71,9 @@ extern "C" __global__ void __launch_bounds__(ROUTE_WARPS * 32) route(__grid_cons
     __syncthreads();
     // An expert's pairs in equal pieces, of whole tensor-core columns.
     if (threadIdx.x < a.experts) {
-        int e = threadIdx.x, count = first[e + 1] - first[e], pieces = first_work[e + 1] - first_work[e];
+        int e = threadIdx.x, count = first[e + 1] - first[e];
+        if (a.touched && count) atomicAdd(a.touched, 1ull);
+        int pieces = first_work[e + 1] - first_work[e];
         int piece = pieces ? ((count + pieces - 1) / pieces + 7) & ~7 : 0;
         for (int i = 0; i < pieces; i++)
             a.work[first_work[e] + i] = Work{e, first[e] + i * piece, max(0, min(piece, count - i * piece)), 0};

@@ -220,7 +220,7 @@ struct Sums {
         for (int w = by_round(low * WARPS); w < WARPS; w++) {
             int begin = round.begin(w);
             if (begin >= high) break;
-            if (round.begin(w + 1) > low) sum += place(w, begin < low, c)[i];
+            if (round.begin(w + 1) > max(low, begin)) sum += place(w, begin < low, c)[i];
         }
         return sum;
     }

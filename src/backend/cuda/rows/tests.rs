@@ -155,6 +155,7 @@ fn gpu_rows_norm_router() {
             chosen: chosen.ptr(),
             order: 0,
             work: 0,
+            touched: 0,
             count: 0,
             experts,
             used,
