@@ -5,13 +5,18 @@
 //! `norm_router_topk`, `expert_gate_up_swiglu`, `expert_down_residual`, `norm_lm_head`.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod reference;
+mod target;
 mod windows;
 
+pub use target::{KvRoom, Room, Target};
 pub use windows::Windows;
 
 use crate::{config::Config, weights::Model};
 use anyhow::{Result, bail, ensure};
+use indicatif::ProgressBar;
 use std::sync::Arc;
 
 /// Positions in one block of the paged KV cache of full-attention layers.
@@ -166,6 +171,17 @@ pub trait Backend: Send {
     fn logits(&self, row: usize) -> &[f32];
     /// Work counted since the back end was opened.
     fn work(&self) -> Work;
+    /// Bytes a second that the memory it keeps weights in can be read at, measured now. None: it is the machine's own.
+    fn read_bandwidth(&mut self) -> Result<Option<f64>> {
+        Ok(None)
+    }
+}
+
+/// Bytes of one block of the paged cache, in all full-attention layers together, kept in f16.
+pub fn kv_block_bytes(config: &Config) -> u64 {
+    let full = config.layers - config.sliding_layers();
+    let position = 2 * config.kv_heads * config.head_dim * size_of::<half::f16>();
+    (full * KV_BLOCK * position) as u64
 }
 
 /// Bytes of one snapshot where windows are kept in f16, in whole steps of [`KV_BLOCK`] positions.
@@ -183,7 +199,7 @@ fn window_steps(window: usize) -> usize {
 /// How to open a back end.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// `auto`, `cpu`, `reference`, or one instruction set of the CPU (`cpu:avx2` …).
+    /// As [`Target::of`] reads it: `auto`, `cuda`, `cpu`, `reference` …
     pub backend: String,
     /// Worker threads; 0 means one for each processor that this process may use.
     pub threads: usize,
@@ -193,23 +209,11 @@ pub struct Options {
 
 /// Opens the back end named in `options`, or says which are built in.
 pub fn open(model: Arc<Model>, options: &Options) -> Result<Box<dyn Backend>> {
-    let limits = options.limits;
-    let (name, isa) = match options.backend.split_once(':') {
-        Some((name, isa)) => (name, Some(isa)),
-        None => (options.backend.as_str(), None),
-    };
-    match (name, isa) {
-        ("auto", None) | ("cpu", _) => Ok(Box::new(cpu::Cpu::new(
-            model,
-            limits,
-            isa,
-            options.threads,
-        )?)),
-        ("reference", None) => Ok(Box::new(reference::Reference::new(model, limits))),
-        _ => bail!(
-            "no back end `{}` in this build; there are auto, cpu, reference and cpu:{}",
-            options.backend,
-            cpu::isas().join(", cpu:")
-        ),
-    }
+    let target = Target::of(&options.backend)?;
+    target.open(
+        model,
+        options.threads,
+        options.limits,
+        &ProgressBar::hidden(),
+    )
 }

@@ -2,8 +2,7 @@
 
 use super::Usage;
 use crate::{
-    backend::{self, Backend, KV_BLOCK, Limits, Options, snapshot_bytes},
-    config::Config,
+    backend::{Backend, KV_BLOCK, KvRoom, Limits, Room, Target},
     engine::{EngineOptions, NativeEngine},
     gguf::Gguf,
     hub, machine,
@@ -21,10 +20,6 @@ use std::{
 
 /// Prompt tokens that go through the model at once.
 pub const BATCH_TOKENS: usize = 512;
-/// The least context that is made room for when memory is short.
-const LEAST_CONTEXT: usize = 4096;
-/// Left free beside weights and KV cache.
-const RESERVE: u64 = 512 << 20;
 
 /// Which model, how and with what room.
 #[derive(Args, Debug, Clone)]
@@ -34,7 +29,8 @@ pub struct Common {
     /// gpt-oss-20b. Without it: the small demo model inside this program
     #[arg(long, short = 'm', value_name = "FILE|NAME")]
     pub model: Option<String>,
-    /// What computes: auto, cpu, cpu:ISA (one instruction set, such as cpu:avx2) or reference
+    /// What computes: auto (a GPU if this build and machine have one, else the processor), cuda, cuda:N
+    /// (the GPU of that number), cpu, cpu:ISA (one instruction set, such as cpu:avx2) or reference
     /// (slow, exact, f32)
     #[arg(long, default_value = "auto")]
     pub backend: String,
@@ -171,24 +167,20 @@ impl Common {
     /// Everything up to a back end that is ready, with room for `slots` sequences at once that share
     /// one context's blocks, and for `snapshots`. The demo model introduces itself on stderr.
     pub fn open(&self, slots: usize, snapshots: usize) -> Result<Loaded> {
-        let windows = (slots + snapshots) as u64;
-        self.open_with(
-            |config| windows.saturating_mul(snapshot_bytes(config)),
-            |KvRoom { context, .. }| Limits {
-                slots,
-                kv_blocks: context.div_ceil(KV_BLOCK),
-                batch_tokens: BATCH_TOKENS.min(context),
-                snapshots,
-            },
-        )
+        self.open_with(false, |KvRoom { context, .. }, batch_tokens| Limits {
+            slots,
+            kv_blocks: context.div_ceil(KV_BLOCK),
+            batch_tokens: batch_tokens.min(context),
+            snapshots,
+        })
     }
 
-    /// As [`Common::open`], with the limits that `limits` makes of the room for KV cache that memory has
-    /// beside the model and the `windows`: bytes of sliding windows, those of snapshots too.
+    /// As [`Common::open`], with the limits that `limits` makes of the room for KV cache that memory has,
+    /// for batches of about so many tokens; with `spare`, what a GPU has free goes to the KV cache.
     pub fn open_with(
         &self,
-        windows: impl FnOnce(&Config) -> u64,
-        limits: impl FnOnce(KvRoom) -> Limits,
+        spare: bool,
+        limits: impl Fn(KvRoom, usize) -> Limits,
     ) -> Result<Loaded> {
         let started = Instant::now();
         let is_demo = self.model.is_none();
@@ -212,15 +204,21 @@ impl Common {
             Ok(tokenizer) => Arc::new(tokenizer?),
             Err(_) => bail!("building the tokenizer panicked"),
         };
-        let room = self.kv_room(&model.config, file_bytes, windows(&model.config))?;
+        let (target, room) = self.room(&model, file_bytes, spare, &limits)?;
         let context = room.context;
-        let options = Options {
-            backend: self.backend.clone(),
-            threads: self.threads,
-            limits: limits(room),
-        };
-        let backend = backend::open(model.clone(), &options)?;
+        show_bytes(&spinner);
+        let free = target.free_memory();
+        let backend = target.open(model.clone(), self.threads, room.limits, &spinner)?;
         spinner.finish_and_clear();
+        if let (Some(plan), true) = (room.plan, self.verbose || spare) {
+            let taken = free
+                .zip(target.free_memory())
+                .map(|(then, now)| then.saturating_sub(now));
+            tell!(
+                "GPU memory: {plan}; taken {}",
+                hub::human(taken.unwrap_or(0))
+            );
+        }
         let load_time = started.elapsed();
         if self.verbose {
             tell!(
@@ -244,68 +242,41 @@ impl Common {
         })
     }
 
-    /// The room for KV cache: a context as asked for, or the model's, bounded by free memory (said on
-    /// stderr when it is).
-    fn kv_room(&self, config: &Config, file_bytes: u64, windows: u64) -> Result<KvRoom> {
-        if let Some(asked) = self.ctx_size
-            && asked > config.context
-        {
-            let most = config.context;
+    /// What computes, and the room there is (said on stderr where memory bounds it). Where `auto` finds a
+    /// GPU that can't run this model, the processor does.
+    fn room(
+        &self,
+        model: &Model,
+        file_bytes: u64,
+        spare: bool,
+        limits: &dyn Fn(KvRoom, usize) -> Limits,
+    ) -> Result<(Target, Room)> {
+        let most = model.config.context;
+        if let Some(asked) = self.ctx_size.filter(|&asked| asked > most) {
             let text = format!("--ctx-size {asked}: this model's context is {most} tokens");
             return Err(Usage(text).into());
         }
-        let available = machine::available_memory();
-        let beside = file_bytes.saturating_add(windows);
-        let free = available.map_or(u64::MAX, |available| available.saturating_sub(beside));
-        let room = KvRoom::within(free, self.kv_bytes_per_token(config), config.context);
-        if let Some(context) = self.ctx_size {
-            return Ok(KvRoom {
-                context,
-                tokens: room.tokens.max(context),
-            });
-        }
-        if room.context < config.context {
+        let room = |target: &Target| {
+            let batch_tokens = target.batch_tokens();
+            let limits = |room| limits(room, batch_tokens);
+            target.room(model, file_bytes, self.ctx_size, spare, &limits)
+        };
+        let mut target = Target::of(&self.backend)?;
+        let room = match room(&target) {
+            Err(why) if self.backend == "auto" && target.is_gpu() => {
+                tell!("{why:#}; running on the processor");
+                target = Target::Cpu(None);
+                room(&target)?
+            }
+            other => other?,
+        };
+        if let Some(memory) = &room.bounded_by {
             tell!(
-                "context: {} of the model's {} tokens, for {} of free memory, of which the model \
-                 takes {} and sliding windows and their snapshots {} (--ctx-size overrides)",
-                room.context,
-                config.context,
-                hub::human(available.unwrap_or(u64::MAX)),
-                hub::human(file_bytes),
-                hub::human(windows)
+                "context: {} of the model's {most} tokens, for {memory} (--ctx-size overrides)",
+                room.context
             );
         }
-        Ok(room)
-    }
-
-    /// Bytes of KV cache that grow with the context: the full-attention layers' keys and values.
-    pub fn kv_bytes_per_token(&self, config: &Config) -> u64 {
-        let full = (0..config.layers)
-            .filter(|&l| !config.is_sliding(l))
-            .count();
-        let element = if self.backend == "reference" { 4 } else { 2 };
-        (full * 2 * config.kv_heads * config.head_dim * element).max(1) as u64
-    }
-}
-
-/// Tokens of KV cache that may be made room for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct KvRoom {
-    /// Most tokens of one sequence.
-    pub context: usize,
-    /// Most of all sequences together, as far as memory goes: `context` or more.
-    pub tokens: usize,
-}
-
-impl KvRoom {
-    /// What fits into `free` bytes: those left beside the file's pages, which are mapped and so count
-    /// as available, but are needed.
-    fn within(free: u64, bytes_per_token: u64, model_context: usize) -> KvRoom {
-        let fits = free.saturating_sub(RESERVE) / bytes_per_token;
-        let fits = usize::try_from(fits).unwrap_or(usize::MAX) / KV_BLOCK * KV_BLOCK;
-        let context = model_context.min(fits.max(LEAST_CONTEXT));
-        let tokens = fits.max(context);
-        KvRoom { context, tokens }
+        Ok((target, room))
     }
 }
 
@@ -341,26 +312,10 @@ fn loading(file_bytes: u64) -> ProgressBar {
     spinner
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_context_is_bounded_by_memory() {
-        // gpt-oss-20b: 24 KiB a token.
-        const TOKEN: u64 = 24 << 10;
-        let room = |free| KvRoom::within(free, TOKEN, 131_072);
-        let bounded = |free| room(free).context;
-        assert_eq!(bounded(u64::MAX), 131_072);
-        assert_eq!(bounded(RESERVE + TOKEN * 131_072), 131_072);
-        assert_eq!(bounded(RESERVE + TOKEN * 131_071), 131_040);
-        assert_eq!(bounded(RESERVE + TOKEN * 10_000), 9_984);
-        // Little or nothing left: a short context is still tried.
-        assert_eq!(bounded(0), LEAST_CONTEXT);
-        assert_eq!(KvRoom::within(0, TOKEN, 512).context, 512);
-        // All that fits, and never less than one context.
-        assert_eq!(room(RESERVE + TOKEN * 10_000).tokens, 9_984);
-        assert_eq!(room(RESERVE + TOKEN * 200_000).tokens, 200_000);
-        assert_eq!(room(0).tokens, LEAST_CONTEXT);
+/// The same sign of life, with a bar once a back end says how many bytes it moves.
+fn show_bytes(spinner: &ProgressBar) {
+    let style = "{spinner} {msg} {wide_bar} {bytes}/{total_bytes} {elapsed}";
+    if let Ok(style) = ProgressStyle::with_template(style) {
+        spinner.set_style(style);
     }
 }

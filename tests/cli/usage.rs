@@ -64,6 +64,12 @@ fn errors_exit_with_1_and_one_line() {
     );
     fails(&["run", "-m", file!(), "hi"], 1, &[file!()]);
     fails(&["run", "--backend", "abacus", "hi"], 1, &["abacus"]);
+    // Without the feature, without a driver, or without such a GPU.
+    let cuda = match cfg!(feature = "cuda") {
+        true => "CUDA: ",
+        false => "--features cuda",
+    };
+    fails(&["run", "--backend", "cuda:4000", "hi"], 1, &["CUDA", cuda]);
     fails(
         &["run", "--system", "@/nowhere", "hi"],
         1,

@@ -2,7 +2,6 @@
 
 use crate::{
     backend::{Backend, Batch, KV_BLOCK, Limits, LogitRows, Segment},
-    cli::model::BATCH_TOKENS,
     sampler::{Mask, Sampler, Sampling},
     tokenizer::{TokenKind, Tokenizer},
 };
@@ -49,7 +48,7 @@ pub struct Test {
 }
 
 /// Room for `streams` sequences of `context` tokens, and for one more whose prompt is read beside them.
-pub fn room(streams: usize, context: usize) -> Limits {
+pub fn room(streams: usize, context: usize, batch_tokens: usize) -> Limits {
     let sequences = match streams {
         1 => 1,
         n => n + 1,
@@ -57,7 +56,7 @@ pub fn room(streams: usize, context: usize) -> Limits {
     Limits {
         slots: sequences,
         kv_blocks: sequences * context.div_ceil(KV_BLOCK),
-        batch_tokens: BATCH_TOKENS.min(context).max(sequences),
+        batch_tokens: batch_tokens.min(context).max(sequences),
         snapshots: sequences,
     }
 }

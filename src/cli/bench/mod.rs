@@ -12,7 +12,7 @@ use super::{
     Usage,
     model::{Common, Loaded, positive},
 };
-use crate::{bandwidth, gguf::Gguf, machine};
+use crate::{backend::Backend, bandwidth, gguf::Gguf, machine};
 use anyhow::Result;
 use driver::{Driver, Work};
 use indicatif::ProgressBar;
@@ -95,8 +95,10 @@ pub fn run(args: Args) -> Result<()> {
         _ => common.ctx_size = Some(common.ctx_size.unwrap_or(needed)),
     }
     let most_streams = args.streams.iter().max().copied().unwrap_or(1);
-    // The context is given: nothing is bounded by memory.
-    let loaded = common.open_with(|_| 0, |room| driver::room(most_streams, room.context))?;
+    // The context is given: memory bounds nothing on the processor.
+    let loaded = common.open_with(false, |room, batch| {
+        driver::room(most_streams, room.context, batch)
+    })?;
     let micro = args.micro.then(|| micro::measure(&loaded)).transpose()?;
     let Loaded {
         model,
@@ -133,12 +135,12 @@ pub fn run(args: Args) -> Result<()> {
             let (Work::Prefill(tokens) | Work::Decode(tokens) | Work::Mixed(tokens)) = work;
             if tokens > 0 {
                 spinner.set_message(format!("{} at depth {depth}", work.name()));
-                memory.measure();
+                memory.measure(&mut *driver.backend)?;
                 tests.push(driver.measure(work, streams, depth, args.repeat)?);
             }
         }
     }
-    memory.measure();
+    memory.measure(&mut *driver.backend)?;
     // Less the buffer that the bandwidth was measured on.
     let later = machine::peak_memory().map(|peak| peak.saturating_sub(memory.buffer_bytes()));
     let other_load = watch.stop();
@@ -184,17 +186,23 @@ impl<'a> Memory<'a> {
                 threads,
                 memory: 0.0,
                 mapping: mapping.map(|_| 0.0),
+                device: None,
             },
         })
     }
 
-    fn measure(&mut self) {
+    fn measure(&mut self, backend: &mut dyn Backend) -> Result<()> {
+        if let Some(speed) = backend.read_bandwidth()? {
+            self.best.device = Some(self.best.device.map_or(speed, |best| best.max(speed)));
+            return Ok(());
+        }
         let threads = self.best.threads;
         let memory = bandwidth::read(self.buffer.bytes(), threads, 4);
         self.best.memory = self.best.memory.max(memory);
         if let (Some(part), Some(best)) = (self.mapping, &mut self.best.mapping) {
             *best = best.max(bandwidth::read(part, threads, 2));
         }
+        Ok(())
     }
 
     fn buffer_bytes(&self) -> u64 {

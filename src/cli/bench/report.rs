@@ -28,12 +28,15 @@ pub struct Bandwidth {
     pub memory: f64,
     /// From the model's mapping, if it is large.
     pub mapping: Option<f64>,
+    /// From the memory of the GPU that computes, if one does; the machine's own is not measured then.
+    pub device: Option<f64>,
 }
 
 impl Bandwidth {
     /// The most that was seen: what shares refer to.
     pub fn best(&self) -> f64 {
-        self.memory.max(self.mapping.unwrap_or(0.0))
+        let own = self.memory.max(self.mapping.unwrap_or(0.0));
+        self.device.unwrap_or(own)
     }
 }
 
@@ -109,6 +112,7 @@ impl Report {
                 "threads": self.bandwidth.threads,
                 "memory_bytes_per_s": self.bandwidth.memory,
                 "mapping_bytes_per_s": self.bandwidth.mapping,
+                "device_bytes_per_s": self.bandwidth.device,
             },
             "tests": tests,
             "other_load": self.other_load.map(|load| json!({
@@ -135,11 +139,14 @@ impl Report {
             Some(speed) => format!(", {} from the model's mapping", giga(speed)),
             None => String::new(),
         };
-        lines.push(format!(
-            "memory reads at {} with {} threads{mapping}",
-            giga(self.bandwidth.memory),
-            self.bandwidth.threads
-        ));
+        lines.push(match self.bandwidth.device {
+            Some(speed) => format!("the GPU's memory reads at {}", giga(speed)),
+            None => format!(
+                "memory reads at {} with {} threads{mapping}",
+                giga(self.bandwidth.memory),
+                self.bandwidth.threads
+            ),
+        });
         let peak = self.peak_memory.map_or("unknown".into(), human);
         lines.push(format!(
             "loaded in {:.2} s; peak memory {peak}",

@@ -7,10 +7,10 @@ pub use flags::Args;
 
 use super::{
     Usage, interrupt,
-    model::{BATCH_TOKENS, Common, KvRoom},
+    model::{BATCH_TOKENS, Common},
 };
 use crate::{
-    backend::{KV_BLOCK, Limits, snapshot_bytes},
+    backend::{KV_BLOCK, KvRoom, Limits, kv_block_bytes, snapshot_bytes},
     config::Config,
     engine::{EngineOptions, NativeEngine},
     hub, notice,
@@ -220,12 +220,13 @@ impl Room {
         places.saturating_mul(snapshot_bytes(config))
     }
 
-    fn limits(&self, config: &Config, KvRoom { context, tokens }: KvRoom) -> Limits {
+    fn limits(&self, config: &Config, room: KvRoom, batch_tokens: usize) -> Limits {
+        let KvRoom { context, tokens } = room;
         let wanted = context.max(TOKENS_EACH.min(context).saturating_mul(self.seqs));
         Limits {
             slots: self.seqs,
             kv_blocks: wanted.min(tokens).div_ceil(KV_BLOCK),
-            batch_tokens: BATCH_TOKENS,
+            batch_tokens,
             snapshots: self.snapshots(config) as usize,
         }
     }
@@ -253,8 +254,8 @@ fn source(common: Common, name: Option<String>, room: Room) -> Result<Source> {
         .unwrap_or(config.context)
         .min(config.context);
     let tokens = usize::MAX;
-    let limits = room.limits(&config, KvRoom { context, tokens });
-    let cache = kv_bytes(&limits, common.kv_bytes_per_token(&config));
+    let limits = room.limits(&config, KvRoom { context, tokens }, BATCH_TOKENS);
+    let cache = kv_bytes(&limits, &config);
     Ok(Source {
         names,
         aliases,
@@ -271,14 +272,13 @@ fn source(common: Common, name: Option<String>, room: Room) -> Result<Source> {
     })
 }
 
-fn kv_bytes(limits: &Limits, bytes_per_token: u64) -> u64 {
-    let tokens = limits.kv_blocks.saturating_mul(KV_BLOCK) as u64;
-    tokens.saturating_mul(bytes_per_token)
+/// Bytes of the KV cache's blocks.
+fn kv_bytes(limits: &Limits, config: &Config) -> u64 {
+    (limits.kv_blocks as u64).saturating_mul(kv_block_bytes(config))
 }
 
 fn open(common: &Common, config: &Config, room: Room) -> Result<Running> {
-    let windows = room.windows(config);
-    let loaded = common.open_with(|_| windows, |kv| room.limits(config, kv))?;
+    let loaded = common.open_with(true, |kv, batch| room.limits(config, kv, batch))?;
     if room.must_be_deterministic && !loaded.backend.batch_invariant() {
         bail!(
             "--deterministic: the back end {} gives other bits to a request when others run beside \
@@ -291,10 +291,10 @@ fn open(common: &Common, config: &Config, room: Room) -> Result<Running> {
         "memory: {} of weights; as it is used, up to {} of KV cache ({} tokens; {} a request) and {} \
          of sliding windows and snapshots",
         hub::human(loaded.file_bytes),
-        hub::human(kv_bytes(&limits, common.kv_bytes_per_token(config))),
+        hub::human(kv_bytes(&limits, config)),
         limits.kv_blocks * KV_BLOCK,
         loaded.context,
-        hub::human(windows)
+        hub::human(room.windows(config))
     );
     let options = EngineOptions {
         context: loaded.context,
@@ -322,7 +322,12 @@ pub fn demo_source() -> Result<Source> {
         prefix_cache: true,
         must_be_deterministic: true,
     };
-    source(Common::default(), None, room)
+    // The same bits on every machine.
+    let common = Common {
+        backend: "cpu".into(),
+        ..Common::default()
+    };
+    source(common, None, room)
 }
 
 #[cfg(test)]
@@ -340,7 +345,7 @@ mod tests {
             must_be_deterministic: false,
         };
         let tokens = |seqs, context, tokens| {
-            let limits = room(seqs, 0).limits(&config, KvRoom { context, tokens });
+            let limits = room(seqs, 0).limits(&config, KvRoom { context, tokens }, BATCH_TOKENS);
             limits.kv_blocks * KV_BLOCK
         };
         assert_eq!(tokens(16, 4096, 4096), 4096);
