@@ -7,6 +7,7 @@ mod common;
 mod demo;
 mod hostile;
 mod random;
+mod refusals;
 mod rules;
 mod walk;
 
