@@ -17,6 +17,8 @@ pub const MOST_ROWS: usize = 8;
 /// Warps of a block, and the stages of each warp's ring, as in kernels/stream.cuh.
 const WARPS: usize = 16;
 const STAGES: usize = 2;
+/// Static shared memory of the kernels that route, and some more.
+const ROUTING_BYTES: u32 = 2048;
 const SLOT_BYTES: usize = 4 * super::tiles::UNIT_BYTES + 8;
 
 /// Halves between two columns of activations in shared memory, as in kernels/stream.cuh.
@@ -175,6 +177,10 @@ pub struct Decode {
     /// f16 `[MOST_ROWS * used + 1, stride]`; its last row stays zero.
     swiglu: super::Buffer<f16>,
     stride: usize,
+    /// Rows for which all stages' activations fit into shared memory.
+    most_rows: usize,
+    /// Whether one row's inputs of `expert_down_residual` do.
+    staged: bool,
 }
 
 impl Decode {
@@ -191,6 +197,19 @@ impl Decode {
         let rows = MOST_ROWS * config.experts_used + 1;
         let mut swiglu = device.alloc(rows * stride, "activations of experts")?;
         swiglu.zero()?;
+        // Less what the kernels have besides: the routing.
+        let room = device.shared_bytes().saturating_sub(ROUTING_BYTES);
+        let fits = |rows: usize| {
+            let widest = |l: &LayerWeights| {
+                let columns = [l.qkv, l.out, l.gate_up].map(|tiles| column_stride(inputs(&tiles)));
+                columns.into_iter().max().unwrap_or(0)
+            };
+            let widest = weights.layers.iter().map(widest).max().unwrap_or(0);
+            let widest = widest.max(column_stride(inputs(&weights.output)));
+            shared(rows, rows * widest) <= room
+        };
+        let most_rows = (1..=MOST_ROWS).take_while(|&rows| fits(rows)).last();
+        let staged = shared(1, config.experts_used * column_stride(stride)) <= room;
         let stage = |name| Stage::new(device, name);
         Ok(Decode {
             qkv: stage("qkv")?,
@@ -202,9 +221,16 @@ impl Decode {
             router_logits: device.alloc(MOST_ROWS * config.experts, "router scores")?,
             swiglu,
             stride,
+            most_rows: most_rows.unwrap_or(0),
+            staged,
             config: config.clone(),
             device: device.clone(),
         })
+    }
+
+    /// Rows at most of a pass, up to [`MOST_ROWS`]: as many as this GPU's shared memory has room for.
+    pub fn most_rows(&self) -> usize {
+        self.most_rows
     }
 
     /// Device memory, in bytes, of [`Decode::new`].
@@ -319,7 +345,7 @@ impl Decode {
         let grid = self.grid(active * gate_up.w.tiles as usize, shared(rows, halves));
         device.launch(self.gate_up.of(&gate_up.w), grid, &gate_up)?;
         // One row's inputs fit into shared memory; those of more are read where they are.
-        let staged = rows == 1;
+        let staged = rows == 1 && self.staged;
         let down = DownArgs {
             w: weights.down,
             x: io.x,

@@ -353,13 +353,13 @@ impl Cuda {
 
     /// Runs the batch and waits for its logits.
     fn run(&mut self, batch: &Batch) -> Result<()> {
-        self.device.synchronize()?; // what was staged before has been taken
+        self.device.synchronize()?; // also after a pass that failed on its way
         let staged = self.inputs.stage(&self.device, batch, &self.windows)?;
         let config = &self.model.config;
         let ring = cache::ring_positions(config);
         // A longer segment would overwrite window positions that its first rows still need.
         let fresh = staged.most_rows > ring + 1 - config.window.min(ring);
-        let few = staged.rows <= decode::MOST_ROWS;
+        let few = staged.rows <= self.decode.most_rows();
         // Few rows get the logits of all.
         let got = match (few, staged.wanted) {
             (_, 0) => 0,
@@ -383,9 +383,8 @@ impl Cuda {
             .download_async(&self.logits, 0, &mut self.host_logits, values)?;
         self.device
             .download_async(&self.touched, 0, &mut self.host_touched, 1)?;
-        if got > 0 {
-            self.device.synchronize()?;
-        }
+        // Also without logits: errors belong to this pass, and nothing is under way when it has ended.
+        self.device.synchronize()?;
         self.count(batch, &staged);
         Ok(())
     }

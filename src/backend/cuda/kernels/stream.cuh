@@ -149,6 +149,7 @@ template <class Base> struct Stream {
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 #endif
         __syncwarp();
+        ahead.first = work.from; // also of a block without work, which copies nothing
         if (work.from < work.to) ahead.enter(work, work.from);
         for (int i = 0; i < stages; i++) fill();
     }
