@@ -148,6 +148,31 @@ pub struct Work {
     pub bytes: u64,
 }
 
+impl Work {
+    /// Counts a batch that has run, with the bytes of every matrix that all rows go through and of keys
+    /// and values in f16. Experts are the back end's to count: it knows which were touched.
+    fn add(&mut self, model: &Model, batch: &Batch, token_rows: usize, logit_rows: usize) {
+        let (config, weights) = (&model.config, &model.weights);
+        self.token_rows += token_rows as u64;
+        self.logit_rows += logit_rows as u64;
+        for layer in &weights.layers {
+            let dense = [&layer.q, &layer.k, &layer.v, &layer.o, &layer.router];
+            let bytes = dense.iter().map(|l| l.weight.data.len() as u64);
+            self.bytes += bytes.sum::<u64>();
+        }
+        if logit_rows > 0 {
+            self.bytes += weights.output.data.len() as u64;
+        }
+        let position = (2 * config.kv_heads * config.head_dim * 2) as u64;
+        for segment in &batch.segments {
+            let end = segment.start + segment.tokens.len();
+            let seen = end.min(config.window + segment.tokens.len() - 1);
+            let sliding = config.sliding_layers();
+            self.bytes += position * (sliding * seen + (config.layers - sliding) * end) as u64;
+        }
+    }
+}
+
 /// A whole-model back end. It owns the KV bytes; block ids and slots are the caller's.
 pub trait Backend: Send {
     /// The model's shape.

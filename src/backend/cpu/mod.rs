@@ -15,10 +15,7 @@ mod threads;
 mod touch;
 
 use super::{Backend, Batch, Limits, LogitRows, Windows, Work, windows::check_copy};
-use crate::{
-    config::Config,
-    weights::{Matrix, Model},
-};
+use crate::{config::Config, weights::Model};
 use anyhow::{Result, anyhow, bail, ensure};
 use attention::Plan;
 use buffers::{LargeMemory, Local, SmallMemory};
@@ -165,29 +162,6 @@ impl Cpu {
             self.logits.resize(logits, 0.0);
         }
     }
-
-    /// Counts the batch's work: bytes of every matrix touched, and of the KV cache read.
-    fn count(&mut self, batch: &Batch) {
-        let (config, weights) = (&self.model.config, &self.model.weights);
-        let bytes = |m: &Matrix| m.data.len() as u64;
-        self.work.token_rows += self.ids.len() as u64;
-        self.work.logit_rows += self.logit_rows.len() as u64;
-        self.work.bytes += std::mem::take(&mut self.locals[0].work.expert_bytes);
-        for layer in &weights.layers {
-            let dense = [&layer.q, &layer.k, &layer.v, &layer.o, &layer.router];
-            self.work.bytes += dense.iter().map(|l| bytes(&l.weight)).sum::<u64>();
-        }
-        if !self.logit_rows.is_empty() {
-            self.work.bytes += bytes(&weights.output);
-        }
-        let position = (2 * config.kv_heads * config.head_dim * 2) as u64;
-        for segment in &batch.segments {
-            let end = segment.start + segment.tokens.len();
-            let seen = end.min(config.window + segment.tokens.len() - 1);
-            let sliding = config.sliding_layers();
-            self.work.bytes += position * (sliding * seen + (config.layers - sliding) * end) as u64;
-        }
-    }
 }
 
 impl Backend for Cpu {
@@ -240,7 +214,9 @@ impl Backend for Cpu {
             bail!("a worker thread of the CPU back end panicked; its message is above");
         }
         self.windows.ran(batch);
-        self.count(batch);
+        self.work.bytes += std::mem::take(&mut self.locals[0].work.expert_bytes);
+        let (rows, logits) = (self.ids.len(), self.logit_rows.len());
+        self.work.add(&self.model, batch, rows, logits);
         Ok(())
     }
 

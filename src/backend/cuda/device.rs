@@ -111,11 +111,6 @@ impl Device {
         self.properties.shared
     }
 
-    /// Bytes of its L2 cache.
-    pub fn l2_bytes(&self) -> u64 {
-        self.properties.l2_bytes
-    }
-
     /// Device memory, in bytes: free, and in all.
     pub fn memory(&self) -> Result<(u64, u64)> {
         self.bind()?;

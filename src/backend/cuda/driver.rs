@@ -136,7 +136,6 @@ pub(super) struct Properties {
     pub(super) capability: u32,
     /// Most shared memory of a block, in bytes.
     pub(super) shared: u32,
-    pub(super) l2_bytes: u64,
 }
 
 impl Properties {
@@ -183,7 +182,6 @@ impl Properties {
             multiprocessors: attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             capability: major * 10 + minor,
             shared: attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
-            l2_bytes: attribute(CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?.into(),
             name,
         })
     }

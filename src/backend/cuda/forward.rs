@@ -385,30 +385,9 @@ impl Cuda {
             .download_async(&self.touched, 0, &mut self.host_touched, 1)?;
         // Also without logits: errors belong to this pass, and nothing is under way when it has ended.
         self.device.synchronize()?;
-        self.count(batch, &staged);
+        self.work
+            .add(&self.model, batch, staged.rows, staged.wanted);
         Ok(())
-    }
-
-    /// Counts the batch's work.
-    fn count(&mut self, batch: &Batch, staged: &Staged) {
-        let (config, weights) = (&self.model.config, &self.model.weights);
-        self.work.token_rows += staged.rows as u64;
-        self.work.logit_rows += staged.wanted as u64;
-        for layer in &weights.layers {
-            let dense = [&layer.q, &layer.k, &layer.v, &layer.o, &layer.router];
-            let bytes = dense.iter().map(|l| l.weight.data.len() as u64);
-            self.work.bytes += bytes.sum::<u64>();
-        }
-        if staged.wanted > 0 {
-            self.work.bytes += weights.output.data.len() as u64;
-        }
-        let position = (2 * config.kv_heads * config.head_dim * 2) as u64;
-        for segment in &batch.segments {
-            let end = segment.start + segment.tokens.len();
-            let seen = end.min(config.window + segment.tokens.len() - 1);
-            let sliding = config.sliding_layers();
-            self.work.bytes += position * (sliding * seen + (config.layers - sliding) * end) as u64;
-        }
     }
 }
 

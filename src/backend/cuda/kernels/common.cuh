@@ -116,11 +116,6 @@ __device__ __forceinline__ float warp_sum(float x) {
     for (int m = 16; m; m >>= 1) x += __shfl_xor_sync(0xffffffffu, x, m);
     return x;
 }
-__device__ __forceinline__ float warp_max(float x) {
-#pragma unroll
-    for (int m = 16; m; m >>= 1) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, m));
-    return x;
-}
 
 // A matrix in tiles. The same in tiles.rs.
 struct Tiles {

@@ -9,7 +9,7 @@
 
 extern __shared__ __align__(128) uint8_t shared_memory[];
 
-// Dynamic shared memory: the rings, the sums, the columns. The host computes the same (forward.rs).
+// Dynamic shared memory: the rings, the sums, the columns. The host computes the same (decode.rs).
 struct Shared {
     Sums sums;
     float *scratch;
@@ -17,9 +17,6 @@ struct Shared {
     __device__ Shared(int stages, int rows) : sums((float *)(shared_memory + ring_bytes(stages)), rows) {
         scratch = sums.buffer + Sums::floats(rows);
         columns = (half *)(scratch + 2 * WARPS);
-    }
-    static __host__ __device__ constexpr int bytes(int stages, int rows, int column_halves) {
-        return ring_bytes(stages) + (Sums::floats(rows) + 2 * WARPS) * 4 + column_halves * 2;
     }
 };
 
