@@ -23,6 +23,7 @@ pub mod harmony;
 pub mod hub;
 pub mod kv;
 pub mod machine;
+pub mod measure;
 mod notice;
 pub mod quant;
 pub mod sampler;
