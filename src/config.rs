@@ -3,7 +3,7 @@
 //! Invariant: a [`Config`] that exists is one that the kernels can run: dimensions are multiples of
 //! what they step by, and so bounded that products of any few of them fit in a usize.
 
-use crate::gguf::{Gguf, GgufError, Value};
+use crate::gguf::{FileError, Gguf, Value};
 use std::ops::RangeInclusive;
 
 /// gpt-oss clamps gate and up projections at this value.
@@ -65,7 +65,7 @@ impl Config {
     /// Reads the shape from metadata, `gpt-oss.*` or (Ollama's) `gptoss.*`. Errors name the key,
     /// what was expected and what was found. Shapes of tensors are checked by
     /// [`Model::load`](crate::weights::Model::load).
-    pub fn from_gguf(gguf: &Gguf) -> Result<Config, GgufError> {
+    pub fn from_gguf(gguf: &Gguf) -> Result<Config, FileError> {
         let arch = gguf.str("general.architecture")?.ok_or_else(|| {
             gguf.error("key `general.architecture`: expected `gpt-oss`, found no such key")
         })?;
@@ -198,14 +198,14 @@ impl Keys<'_> {
         self.gguf.get(&self.full(key))
     }
 
-    fn wrong(&self, key: &str, expected: &str, found: impl std::fmt::Display) -> GgufError {
+    fn wrong(&self, key: &str, expected: &str, found: impl std::fmt::Display) -> FileError {
         let key = self.full(key);
         self.gguf
             .error(format!("key `{key}`: expected {expected}, found {found}"))
     }
 
     /// An integer in `range`.
-    fn size(&self, key: &str, range: RangeInclusive<usize>) -> Result<usize, GgufError> {
+    fn size(&self, key: &str, range: RangeInclusive<usize>) -> Result<usize, FileError> {
         let expected = || format!("an integer from {} to {}", range.start(), range.end());
         let Some(found) = self.gguf.u64(&self.full(key))? else {
             return Err(self.wrong(key, &expected(), "no such key"));
@@ -217,7 +217,7 @@ impl Keys<'_> {
     }
 
     /// A row length: a multiple of 32, the values of a quantized block.
-    fn blocks(&self, key: &str, most: usize) -> Result<usize, GgufError> {
+    fn blocks(&self, key: &str, most: usize) -> Result<usize, FileError> {
         let size = self.size(key, 32..=most)?;
         if size.is_multiple_of(32) {
             Ok(size)
@@ -232,7 +232,7 @@ impl Keys<'_> {
         key: &str,
         default: Option<f32>,
         range: RangeInclusive<f32>,
-    ) -> Result<f32, GgufError> {
+    ) -> Result<f32, FileError> {
         let expected = || format!("a number from {} to {}", range.start(), range.end());
         let found = match (self.gguf.f32(&self.full(key))?, default) {
             (Some(found), _) => found,
@@ -246,7 +246,7 @@ impl Keys<'_> {
         }
     }
 
-    fn head_dim(&self) -> Result<usize, GgufError> {
+    fn head_dim(&self) -> Result<usize, FileError> {
         let (key, other) = match self.get("attention.key_length") {
             Some(_) => ("attention.key_length", "attention.value_length"),
             None => ("attention.value_length", "attention.key_length"),
@@ -268,7 +268,7 @@ impl Keys<'_> {
     }
 
     /// gpt-oss slides on every even layer. Files need not say so; one that says otherwise is refused.
-    fn alternating_layers(&self, layers: usize) -> Result<(), GgufError> {
+    fn alternating_layers(&self, layers: usize) -> Result<(), FileError> {
         let key = "attention.sliding_window_pattern";
         let fits = match self.get(key) {
             None => true,
@@ -292,7 +292,7 @@ impl Keys<'_> {
         }
     }
 
-    fn rope(&self) -> Result<Rope, GgufError> {
+    fn rope(&self) -> Result<Rope, FileError> {
         let theta = self.float("rope.freq_base", None, 1.5..=1e12)?;
         let key = "rope.scaling.type";
         let kind = self.gguf.str(&self.full(key))?;
@@ -338,7 +338,7 @@ impl Keys<'_> {
     }
 
     /// Rows of the vocabulary: the tokenizer's tokens and the embedding agree, or one is absent.
-    fn vocab(&self) -> Result<usize, GgufError> {
+    fn vocab(&self) -> Result<usize, FileError> {
         let key = "tokenizer.ggml.tokens";
         let tokens = self.gguf.strings(key)?.map(|s| s.len());
         let rows = self

@@ -1,7 +1,7 @@
 //! Gossamer: an engine for OpenAI's open-weight gpt-oss models.
 //!
 //! Modules read in the order in which data flows: bytes on disk ([`gguf`], [`quant`]) become a
-//! checked model ([`config`], [`weights`]), text becomes tokens ([`tokenizer`], [`harmony`]), a
+//! checked model ([`checkpoint`], [`config`], [`weights`]), text becomes tokens ([`tokenizer`], [`harmony`]), a
 //! [`backend`] turns tokens into logits, the [`sampler`] picks one, the [`engine`] repeats.
 #![deny(unsafe_code)]
 
@@ -14,6 +14,7 @@ macro_rules! tell {
 
 pub mod backend;
 pub mod bandwidth;
+pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod engine;

@@ -55,9 +55,9 @@ pub fn report(gguf: &Gguf, json: bool) -> Result<String> {
 }
 
 /// Parameters: all of them, and those that one token uses (its experts; not the embedding).
-pub(crate) fn parameters(gguf: &Gguf, config: Option<&Config>) -> (u64, u64) {
+pub(crate) fn parameters(tensors: &[TensorInfo], config: Option<&Config>) -> (u64, u64) {
     let (mut all, mut active) = (0, 0);
-    for tensor in &gguf.tensors {
+    for tensor in tensors {
         let values: u64 = tensor.dims.iter().product();
         all += values;
         active += match config {
@@ -72,9 +72,9 @@ pub(crate) fn parameters(gguf: &Gguf, config: Option<&Config>) -> (u64, u64) {
 }
 
 /// Tensors and bytes of each type, most bytes first.
-pub(crate) fn by_type(gguf: &Gguf) -> Vec<(GgmlType, usize, usize)> {
+pub(crate) fn by_type(tensors: &[TensorInfo]) -> Vec<(GgmlType, usize, usize)> {
     let mut sums: BTreeMap<GgmlType, (usize, usize)> = BTreeMap::new();
-    for tensor in &gguf.tensors {
+    for tensor in tensors {
         let sum = sums.entry(tensor.kind).or_default();
         sum.0 += 1;
         sum.1 += tensor.bytes;
@@ -90,7 +90,7 @@ pub(crate) fn by_type(gguf: &Gguf) -> Vec<(GgmlType, usize, usize)> {
 fn as_json(gguf: &Gguf) -> Json {
     let checked = Model::check(gguf);
     let config = checked.as_ref().ok().map(|check| &check.config);
-    let (all, active) = parameters(gguf, config);
+    let (all, active) = parameters(&gguf.tensors, config);
     let files: Vec<Json> = gguf
         .files
         .iter()
@@ -104,7 +104,7 @@ fn as_json(gguf: &Gguf) -> Json {
         json!({ "name": t.name, "type": t.kind.name(), "dims": t.dims, "bytes": t.bytes,
                 "file": t.file, "offset": t.offset })
     };
-    let types: Vec<Json> = by_type(gguf)
+    let types: Vec<Json> = by_type(&gguf.tensors)
         .into_iter()
         .map(|(kind, n, bytes)| json!({ "type": kind.name(), "tensors": n, "bytes": bytes }))
         .collect();
@@ -206,7 +206,7 @@ fn summary(gguf: &Gguf, out: &mut String) {
         .ok()
         .flatten()
         .unwrap_or("no architecture");
-    let (all, active) = parameters(gguf, config);
+    let (all, active) = parameters(&gguf.tensors, config);
     let mut line = |label: &str, text: String| {
         let _ = writeln!(out, "{label:11}{text}");
     };
@@ -259,7 +259,7 @@ fn summary(gguf: &Gguf, out: &mut String) {
         None => line("parameters", count(all)),
     }
     let data: usize = gguf.tensors.iter().map(|t| t.bytes).sum();
-    for (i, (kind, tensors, bytes)) in by_type(gguf).into_iter().enumerate() {
+    for (i, (kind, tensors, bytes)) in by_type(&gguf.tensors).into_iter().enumerate() {
         let percent = 100.0 * bytes as f64 / data as f64;
         let label = if i == 0 { "types" } else { "" };
         line(

@@ -3,6 +3,7 @@
 use super::Usage;
 use crate::{
     backend::{Backend, KV_BLOCK, KvRoom, Limits, Room, Target},
+    checkpoint::Checkpoint,
     engine::{EngineOptions, NativeEngine},
     gguf::Gguf,
     hub, machine,
@@ -112,7 +113,7 @@ pub struct Loaded {
     /// The back end, with room for [`Loaded::context`] tokens.
     pub backend: Box<dyn Backend>,
     /// Its files.
-    pub gguf: Gguf,
+    pub checkpoint: Checkpoint,
     /// Size of its files.
     pub file_bytes: u64,
     /// Most tokens of a sequence.
@@ -138,28 +139,28 @@ impl Loaded {
 }
 
 impl Common {
-    /// Opens the model's file.
-    pub fn open_gguf(&self) -> Result<Gguf> {
+    /// Opens the model's files.
+    pub fn open_checkpoint(&self) -> Result<Checkpoint> {
         match &self.model {
-            None => demo(),
-            Some(name) => Ok(Gguf::open(&find(name)?)?),
+            None => Ok(demo()?.into()),
+            Some(name) => Checkpoint::open(&find(name)?),
         }
     }
 
     /// Loads shape and weights, with the RoPE variant that was asked for.
-    pub fn load(&self, gguf: &Gguf) -> Result<Model> {
-        let check = Model::check(gguf)?;
+    pub fn load(&self, checkpoint: &Checkpoint) -> Result<Model> {
+        let check = checkpoint.check()?;
         if let Some(free) = machine::available_memory()
             && check.converted_bytes > free
         {
             bail!(
                 "{}: {}; {} are free",
-                gguf.path().display(),
+                checkpoint.path().display(),
                 check.notes.join("; "),
                 hub::human(free)
             );
         }
-        let mut model = Model::load(gguf)?;
+        let mut model = checkpoint.load()?;
         model.config.rope.rounded |= self.rope_compat;
         Ok(model)
     }
@@ -184,8 +185,8 @@ impl Common {
     ) -> Result<Loaded> {
         let started = Instant::now();
         let is_demo = self.model.is_none();
-        let gguf = self.open_gguf()?;
-        let file_bytes = gguf.files.iter().map(|(_, map)| map.len() as u64).sum();
+        let checkpoint = self.open_checkpoint()?;
+        let file_bytes = checkpoint.file_bytes();
         if is_demo {
             tell!(
                 "This is the small demo model. For gpt-oss-20b: `gossamer pull gpt-oss-20b`, then \
@@ -194,8 +195,8 @@ impl Common {
         }
         let spinner = loading(file_bytes);
         let (tokenizer, model) = std::thread::scope(|scope| {
-            let tokenizer = scope.spawn(|| Tokenizer::from_gguf(&gguf));
-            let model = self.load(&gguf);
+            let tokenizer = scope.spawn(|| checkpoint.tokenizer());
+            let model = self.load(&checkpoint);
             let tokenizer = tokenizer.join();
             (tokenizer, model)
         });
@@ -224,7 +225,7 @@ impl Common {
             tell!(
                 "{}: {}, {}, loaded in {:.2} s; {}; context {context} tokens",
                 model.config.name,
-                gguf.path().display(),
+                checkpoint.path().display(),
                 hub::human(file_bytes),
                 load_time.as_secs_f64(),
                 backend.describe(),
@@ -234,7 +235,7 @@ impl Common {
             model,
             tokenizer,
             backend,
-            gguf,
+            checkpoint,
             file_bytes,
             context,
             is_demo,

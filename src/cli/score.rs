@@ -58,8 +58,8 @@ pub fn run(args: Args) -> Result<()> {
         );
     }
     let ids = read_ids(&args.tokens)?;
-    let gguf = args.common.open_gguf()?;
-    let model = args.common.load(&gguf)?;
+    let checkpoint = args.common.open_checkpoint()?;
+    let model = args.common.load(&checkpoint)?;
     let config = model.config.clone();
     let file = args.tokens.display();
     let bad = ids.iter().position(|&id| id as usize >= config.vocab);

@@ -19,19 +19,19 @@ use std::{
     sync::Arc,
 };
 
-/// Why a GGUF file can't be read: names the file and the key or tensor, what was expected and found.
+/// Why a model's file can't be read: names the file and the key or tensor, what was expected and found.
 #[derive(Debug, thiserror::Error)]
 #[error("{file}: {what}")]
-pub struct GgufError {
+pub struct FileError {
     /// The file.
     pub file: String,
     /// What is wrong, and with which key or tensor.
     pub what: String,
 }
 
-impl GgufError {
-    fn new(file: &Path, what: impl Into<String>) -> GgufError {
-        GgufError {
+impl FileError {
+    fn new(file: &Path, what: impl Into<String>) -> FileError {
+        FileError {
             file: file.display().to_string(),
             // Names from a damaged file could hold what a terminal obeys.
             what: what.into().replace(char::is_control, "\u{fffd}"),
@@ -112,7 +112,7 @@ pub struct Gguf {
 impl Gguf {
     /// Maps and checks the file and, for `-00001-of-0000N.gguf`, its siblings: naming any part opens
     /// them all.
-    pub fn open(path: &Path) -> Result<Gguf, GgufError> {
+    pub fn open(path: &Path) -> Result<Gguf, FileError> {
         let paths = split::parts(path);
         let mut parts = Vec::new();
         for (i, path) in paths.enumerate() {
@@ -123,20 +123,20 @@ impl Gguf {
     }
 
     /// A GGUF held in memory (the embedded demo model), copied to an anonymous mapping.
-    pub fn from_bytes(name: &str, bytes: &[u8]) -> Result<Gguf, GgufError> {
+    pub fn from_bytes(name: &str, bytes: &[u8]) -> Result<Gguf, FileError> {
         let path = PathBuf::from(name);
         if bytes.is_empty() {
-            return Err(GgufError::new(&path, "not a GGUF file: it is empty"));
+            return Err(FileError::new(&path, "not a GGUF file: it is empty"));
         }
         let map = MmapMut::map_anon(bytes.len()).and_then(|mut map| {
             map.copy_from_slice(bytes);
             map.make_read_only()
         });
-        let map = map.map_err(|e| GgufError::new(&path, format!("copying it to memory: {e}")))?;
+        let map = map.map_err(|e| FileError::new(&path, format!("copying it to memory: {e}")))?;
         Gguf::join(vec![Part::read(path, Arc::new(map), 0)?])
     }
 
-    fn join(parts: Vec<Part>) -> Result<Gguf, GgufError> {
+    fn join(parts: Vec<Part>) -> Result<Gguf, FileError> {
         split::check(&parts)?;
         let mut files = Vec::new();
         let mut tensors = Vec::new();
@@ -154,7 +154,7 @@ impl Gguf {
         for (i, tensor) in tensors.iter().enumerate() {
             if by_name.insert(tensor.name.clone(), i).is_some() {
                 let what = format!("tensor `{}`: expected once, found again", tensor.name);
-                return Err(GgufError::new(&files[tensor.file].0, what));
+                return Err(FileError::new(&files[tensor.file].0, what));
             }
         }
         let (version, alignment, entries) = head.unwrap_or_default();
@@ -174,14 +174,14 @@ impl Gguf {
     }
 
     /// An error about this model: `what` names the key or tensor, the file is added.
-    pub fn error(&self, what: impl Into<String>) -> GgufError {
-        GgufError::new(self.path(), what)
+    pub fn error(&self, what: impl Into<String>) -> FileError {
+        FileError::new(self.path(), what)
     }
 
     /// An error about `tensor`, naming it and the file that holds it.
-    pub fn tensor_error(&self, tensor: &TensorInfo, what: impl std::fmt::Display) -> GgufError {
+    pub fn tensor_error(&self, tensor: &TensorInfo, what: impl std::fmt::Display) -> FileError {
         let what = format!("tensor `{}`: {what}", tensor.name);
-        GgufError::new(&self.files[tensor.file].0, what)
+        FileError::new(&self.files[tensor.file].0, what)
     }
 
     /// A metadata value by full key.
@@ -211,7 +211,7 @@ impl Gguf {
         key: &str,
         expected: &str,
         convert: impl FnOnce(Value<'a>) -> Option<T>,
-    ) -> Result<Option<T>, GgufError> {
+    ) -> Result<Option<T>, FileError> {
         let Some(value) = self.get(key) else {
             return Ok(None);
         };
@@ -225,27 +225,27 @@ impl Gguf {
     }
 
     /// A string, if the key is there; an error when it is of another type or not UTF-8.
-    pub fn str(&self, key: &str) -> Result<Option<&str>, GgufError> {
+    pub fn str(&self, key: &str) -> Result<Option<&str>, FileError> {
         self.typed(key, "a UTF-8 string", |v| v.as_str())
     }
 
     /// A non-negative integer of any width, if the key is there.
-    pub fn u64(&self, key: &str) -> Result<Option<u64>, GgufError> {
+    pub fn u64(&self, key: &str) -> Result<Option<u64>, FileError> {
         self.typed(key, "a non-negative integer", |v| v.as_u64())
     }
 
     /// A number as f32, if the key is there.
-    pub fn f32(&self, key: &str) -> Result<Option<f32>, GgufError> {
+    pub fn f32(&self, key: &str) -> Result<Option<f32>, FileError> {
         self.typed(key, "a number", |v| v.as_f32())
     }
 
     /// A bool, if the key is there.
-    pub fn bool(&self, key: &str) -> Result<Option<bool>, GgufError> {
+    pub fn bool(&self, key: &str) -> Result<Option<bool>, FileError> {
         self.typed(key, "a bool", |v| v.as_bool())
     }
 
     /// The strings of an array, as bytes, if the key is there.
-    pub fn strings(&self, key: &str) -> Result<Option<Strings<'_>>, GgufError> {
+    pub fn strings(&self, key: &str) -> Result<Option<Strings<'_>>, FileError> {
         self.typed(key, "an array of strings", |v| match v {
             Value::Array(a) if a.element == ValueType::String => Some(Strings(a.iter())),
             _ => None,
@@ -253,7 +253,7 @@ impl Gguf {
     }
 
     /// An array of non-negative integers that fit in u32, if the key is there.
-    pub fn u32s(&self, key: &str) -> Result<Option<Vec<u32>>, GgufError> {
+    pub fn u32s(&self, key: &str) -> Result<Option<Vec<u32>>, FileError> {
         self.typed(
             key,
             "an array of integers from 0 to 4294967295",
@@ -287,25 +287,25 @@ struct Part {
 }
 
 impl Part {
-    fn read(path: PathBuf, map: Arc<Mmap>, file: usize) -> Result<Part, GgufError> {
-        let header = read::header(&map, file).map_err(|what| GgufError::new(&path, what))?;
+    fn read(path: PathBuf, map: Arc<Mmap>, file: usize) -> Result<Part, FileError> {
+        let header = read::header(&map, file).map_err(|what| FileError::new(&path, what))?;
         Ok(Part { path, map, header })
     }
 }
 
 #[allow(unsafe_code)] // Mapping a file is unsafe by nature; this is the one place.
-fn map_file(path: &Path) -> Result<Mmap, GgufError> {
-    let fail = |e: std::io::Error| GgufError::new(path, e.to_string());
+fn map_file(path: &Path) -> Result<Mmap, FileError> {
+    let fail = |e: std::io::Error| FileError::new(path, e.to_string());
     let file = File::open(path).map_err(fail)?;
     let meta = file.metadata().map_err(fail)?;
     if !meta.is_file() {
-        return Err(GgufError::new(
+        return Err(FileError::new(
             path,
             "expected a file, found a directory or device",
         ));
     }
     if meta.len() == 0 {
-        return Err(GgufError::new(path, "not a GGUF file: it is empty"));
+        return Err(FileError::new(path, "not a GGUF file: it is empty"));
     }
     // SAFETY: the map is read-only, and nothing here assumes more of its bytes than being there. A
     // file that another program shortens while it is mapped ends us with SIGBUS, as it ends every

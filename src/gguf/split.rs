@@ -1,6 +1,6 @@
 //! Split models: `NAME-00001-of-0000N.gguf` and so on, one header each, metadata in the first.
 
-use super::{GgufError, Part, value};
+use super::{FileError, Part, value};
 use std::path::{Path, PathBuf};
 
 /// The part number and count that a file's name ends with.
@@ -33,7 +33,7 @@ pub(super) fn parts(path: &Path) -> impl Iterator<Item = PathBuf> {
 }
 
 /// Checks that the parts say of themselves what their names say.
-pub(super) fn check(parts: &[Part]) -> Result<(), GgufError> {
+pub(super) fn check(parts: &[Part]) -> Result<(), FileError> {
     for (number, part) in parts.iter().enumerate() {
         let expect = |key: &str, absent: usize, expected: usize| {
             let found = part.number(key)?.unwrap_or(absent as u64);
@@ -47,7 +47,7 @@ pub(super) fn check(parts: &[Part]) -> Result<(), GgufError> {
                 ": its parts don't belong together"
             };
             let what = format!("key `{key}`: expected {expected}, found {found}{advice}");
-            Err(GgufError::new(&part.path, what))
+            Err(FileError::new(&part.path, what))
         };
         expect("split.count", 1, parts.len())?;
         expect("split.no", 0, number)?;
@@ -59,7 +59,7 @@ pub(super) fn check(parts: &[Part]) -> Result<(), GgufError> {
             let what = format!(
                 "key `split.tensors.count`: expected {expected} tensors in all parts, found {total}"
             );
-            return Err(GgufError::new(&first.path, what));
+            return Err(FileError::new(&first.path, what));
         }
     }
     Ok(())
@@ -67,7 +67,7 @@ pub(super) fn check(parts: &[Part]) -> Result<(), GgufError> {
 
 impl Part {
     /// A non-negative integer of this part's own metadata.
-    fn number(&self, key: &str) -> Result<Option<u64>, GgufError> {
+    fn number(&self, key: &str) -> Result<Option<u64>, FileError> {
         let Some(entry) = self.header.entries.iter().find(|e| e.key == key) else {
             return Ok(None);
         };
@@ -75,7 +75,7 @@ impl Part {
         let value = value.and_then(|bytes| value::decode(entry.kind, bytes));
         match value.and_then(|(value, _)| value.as_u64()) {
             Some(number) => Ok(Some(number)),
-            None => Err(GgufError::new(
+            None => Err(FileError::new(
                 &self.path,
                 format!("key `{key}`: expected a non-negative integer, found another type"),
             )),

@@ -8,7 +8,7 @@
 use super::{Check, Format, Layer, Linear, Matrix, Weights, convert::convert};
 use crate::{
     config::Config,
-    gguf::{Bytes, Gguf, GgufError, TensorInfo},
+    gguf::{Bytes, FileError, Gguf, TensorInfo},
     quant::{self, GgmlType},
 };
 use std::{
@@ -48,7 +48,7 @@ impl<'a> Loader<'a> {
     }
 
     /// All weights, and what there is to say about them.
-    pub(super) fn weights(mut self) -> Result<(Weights, Check), GgufError> {
+    pub(super) fn weights(mut self) -> Result<(Weights, Check), FileError> {
         let c = self.config;
         let token_embd = self.matrix(&["token_embd.weight"], &[c.hidden, c.vocab])?;
         let layers = (0..c.layers)
@@ -73,7 +73,7 @@ impl<'a> Loader<'a> {
 
     /// The LM head. A small model may tie it to the embedding by leaving it out; the released models
     /// don't, so a file of their size without it is incomplete.
-    fn output(&mut self, token_embd: &Matrix) -> Result<Matrix, GgufError> {
+    fn output(&mut self, token_embd: &Matrix) -> Result<Matrix, FileError> {
         let c = self.config;
         let released = c.hidden == 2880 && c.vocab > 200_000;
         if self.gguf.tensor("output.weight").is_none() && !released {
@@ -84,7 +84,7 @@ impl<'a> Loader<'a> {
         self.matrix(&["output.weight"], &[c.hidden, c.vocab])
     }
 
-    fn layer(&mut self, layer: usize) -> Result<Layer, GgufError> {
+    fn layer(&mut self, layer: usize) -> Result<Layer, FileError> {
         let c = self.config;
         let name = |part: &str| format!("blk.{layer}.{part}");
         let gate_up = name("ffn_gate_up_exps.weight");
@@ -144,7 +144,7 @@ impl<'a> Loader<'a> {
         name: &str,
         q_rows: usize,
         kv_rows: usize,
-    ) -> Result<[Linear; 3], GgufError> {
+    ) -> Result<[Linear; 3], FileError> {
         let fused = self.linear(&[name], &[self.config.hidden, q_rows + 2 * kv_rows])?;
         if self.dry {
             return Ok([fused.clone(), fused.clone(), fused]);
@@ -161,7 +161,7 @@ impl<'a> Loader<'a> {
     }
 
     /// `NAME.weight` of `dims` (innermost first) and `NAME.bias` of the same without the first.
-    fn linear(&mut self, names: &[&str], dims: &[usize]) -> Result<Linear, GgufError> {
+    fn linear(&mut self, names: &[&str], dims: &[usize]) -> Result<Linear, FileError> {
         let with = |suffix: &str| -> Vec<String> {
             let name = |n: &&str| format!("{n}.{suffix}");
             names.iter().map(name).collect()
@@ -177,7 +177,7 @@ impl<'a> Loader<'a> {
         &mut self,
         names: &[impl AsRef<str>],
         dims: &[usize],
-    ) -> Result<&'a TensorInfo, GgufError> {
+    ) -> Result<&'a TensorInfo, FileError> {
         let gguf = self.gguf;
         let mut found = names.iter().filter_map(|n| gguf.tensor(n.as_ref()));
         let Some(tensor) = found.next() else {
@@ -205,7 +205,7 @@ impl<'a> Loader<'a> {
 
     /// A small tensor, copied to f32. Its values must be finite: one that isn't would silently turn
     /// every logit into NaN.
-    fn vector(&mut self, names: &[impl AsRef<str>], dims: &[usize]) -> Result<Vec<f32>, GgufError> {
+    fn vector(&mut self, names: &[impl AsRef<str>], dims: &[usize]) -> Result<Vec<f32>, FileError> {
         let tensor = self.take(names, dims)?;
         let bytes = self.gguf.data(tensor);
         if !matches!(tensor.kind, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16) {
@@ -225,7 +225,7 @@ impl<'a> Loader<'a> {
     }
 
     /// A large tensor: as the file has it where back ends compute with its type, else converted.
-    fn matrix(&mut self, names: &[impl AsRef<str>], dims: &[usize]) -> Result<Matrix, GgufError> {
+    fn matrix(&mut self, names: &[impl AsRef<str>], dims: &[usize]) -> Result<Matrix, FileError> {
         let tensor = self.take(names, dims)?;
         let (cols, rows) = (dims[0], dims[1..].iter().product());
         let as_it_is = |format| Matrix {
@@ -254,7 +254,7 @@ impl<'a> Loader<'a> {
         tensor: &TensorInfo,
         rows: usize,
         cols: usize,
-    ) -> Result<Matrix, GgufError> {
+    ) -> Result<Matrix, FileError> {
         let (format, data) = if self.dry {
             (Format::F16, Bytes::Owned(Arc::new([])))
         } else {

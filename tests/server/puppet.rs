@@ -28,8 +28,8 @@ pub struct Asked {
 pub fn tokenizer() -> Arc<Tokenizer> {
     static DEMO: OnceLock<Arc<Tokenizer>> = OnceLock::new();
     let demo = DEMO.get_or_init(|| {
-        let gguf = Common::default().open_gguf().expect("the demo model");
-        Arc::new(Tokenizer::from_gguf(&gguf).expect("its vocabulary"))
+        let demo = Common::default().open_checkpoint().expect("the demo model");
+        Arc::new(demo.tokenizer().expect("its vocabulary"))
     });
     demo.clone()
 }

@@ -6,7 +6,7 @@ use crate::{
     cli::model::Loaded,
     harmony::{Parser, ToolNames},
     sampler::{Mask, Sampler, Sampling},
-    tokenizer::{Tokenizer, sample},
+    tokenizer::sample,
 };
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -47,8 +47,8 @@ pub fn measure(loaded: &Loaded) -> Result<Micro> {
         random
     };
     let text = sample::text(1_000_000, 1);
-    Tokenizer::from_gguf(&loaded.gguf)?;
-    let tokenizer_build = best(|| Tokenizer::from_gguf(&loaded.gguf).is_ok());
+    loaded.checkpoint.tokenizer()?;
+    let tokenizer_build = best(|| loaded.checkpoint.tokenizer().is_ok());
     let tokens = loaded.tokenizer.encode(&text);
     let encode = best(|| loaded.tokenizer.encode(&text));
     Parser::new(loaded.tokenizer.clone(), ToolNames::default())?;

@@ -12,7 +12,7 @@ use super::{
     Usage,
     model::{Common, Loaded, positive},
 };
-use crate::{backend::Backend, bandwidth, gguf::Gguf, machine};
+use crate::{backend::Backend, bandwidth, checkpoint::Checkpoint, machine};
 use anyhow::Result;
 use driver::{Driver, Work};
 use indicatif::ProgressBar;
@@ -104,7 +104,7 @@ pub fn run(args: Args) -> Result<()> {
         model,
         tokenizer,
         backend,
-        gguf,
+        checkpoint,
         context,
         file_bytes,
         load_time,
@@ -121,7 +121,7 @@ pub fn run(args: Args) -> Result<()> {
         n => n,
     };
     let peak_memory = machine::peak_memory();
-    let mut memory = Memory::new(&gguf, threads)?;
+    let mut memory = Memory::new(&checkpoint, threads)?;
     let mut tests = Vec::new();
     for &depth in &args.depth {
         let mut plan = vec![(Work::Prefill(args.prompt), 1)];
@@ -147,7 +147,7 @@ pub fn run(args: Args) -> Result<()> {
     spinner.finish_and_clear();
     let report = Report {
         model: model.config.name.clone(),
-        file: gguf.path().display().to_string(),
+        file: checkpoint.path().display().to_string(),
         file_bytes,
         backend: driver.backend.describe(),
         cpu: machine::cpu_name(),
@@ -170,11 +170,11 @@ struct Memory<'a> {
 }
 
 impl<'a> Memory<'a> {
-    fn new(gguf: &'a Gguf, threads: usize) -> Result<Memory<'a>> {
+    fn new(checkpoint: &'a Checkpoint, threads: usize) -> Result<Memory<'a>> {
         let free = machine::available_memory().unwrap_or(1 << 30);
         let size = (free / 4).clamp(64 << 20, 1 << 30) as usize;
-        let mapping = gguf
-            .files
+        let mapping = checkpoint
+            .files()
             .iter()
             .map(|(_, map)| &map[..])
             .max_by_key(|map| map.len());

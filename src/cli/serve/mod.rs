@@ -234,8 +234,8 @@ impl Room {
 
 /// The model that `common` means, known by its header.
 fn source(common: Common, name: Option<String>, room: Room) -> Result<Source> {
-    let gguf = common.open_gguf()?;
-    let (facts, config) = Facts::read(&gguf)?;
+    let checkpoint = common.open_checkpoint()?;
+    let (facts, config) = Facts::read(&checkpoint)?;
     let mut names = Vec::new();
     names.extend(name);
     // As people know it, then as its file does.
@@ -336,7 +336,7 @@ mod tests {
 
     #[test]
     fn what_bounds_the_context_bounds_all_sequences() -> Result<()> {
-        let (_, config) = Facts::read(&Common::default().open_gguf()?)?;
+        let (_, config) = Facts::read(&Common::default().open_checkpoint()?)?;
         let room = |seqs, cache_bytes| Room {
             seqs,
             waiting: 0,

@@ -1,9 +1,9 @@
 //! What a model is, from its file's header, and which published model that is.
 
 use crate::{
+    checkpoint::Checkpoint,
     cli::inspect::{by_type, parameters},
     config::Config,
-    gguf::Gguf,
 };
 use anyhow::Result;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -38,10 +38,10 @@ impl Facts {
     ///
     /// # Errors
     /// When it is no gpt-oss model, naming the key that says so.
-    pub fn read(gguf: &Gguf) -> Result<(Facts, Config)> {
-        let config = Config::from_gguf(gguf)?;
-        let types = by_type(gguf);
-        let written = gguf.files.iter().filter_map(|(path, _)| {
+    pub fn read(checkpoint: &Checkpoint) -> Result<(Facts, Config)> {
+        let config = checkpoint.config()?;
+        let types = by_type(checkpoint.tensors());
+        let written = checkpoint.files().iter().filter_map(|(path, _)| {
             let metadata = std::fs::metadata(path).ok()?;
             metadata.modified().ok()
         });
@@ -49,9 +49,9 @@ impl Facts {
         let since = created.duration_since(UNIX_EPOCH).unwrap_or_default();
         let facts = Facts {
             quantization: types.first().map(|(kind, _, _)| kind.name().to_string()),
-            file_bytes: gguf.files.iter().map(|(_, map)| map.len() as u64).sum(),
-            tensors: gguf.tensors.len(),
-            parameters: parameters(gguf, Some(&config)).0,
+            file_bytes: checkpoint.file_bytes(),
+            tensors: checkpoint.tensors().len(),
+            parameters: parameters(checkpoint.tensors(), Some(&config)).0,
             context: config.context,
             created: since.as_secs(),
             family: shape(&config),
