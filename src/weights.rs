@@ -151,8 +151,15 @@ pub struct Model {
 
 /// What [`Model::check`] finds before any weight is read.
 pub struct Check {
-    /// The shape.
-    pub config: Config,
+    /// The shape, and weights of which only shapes, formats and places in the map mean something: converted
+    /// matrices are empty, vectors zeros. Enough for a back end to count what they will take.
+    pub model: Model,
+    /// What loading it will cost.
+    pub cost: Cost,
+}
+
+/// What loading takes beside the map.
+pub struct Cost {
     /// What the user should know: conversions of other quantizations and their cost.
     pub notes: Vec<String>,
     /// Memory that loading takes for converted weights, in F16; all others stay in the map.
@@ -164,7 +171,7 @@ impl Model {
     /// before the work is done.
     pub fn load(gguf: &Gguf) -> anyhow::Result<Model> {
         let tell = |note: &str| tell!("{}: {note}", gguf.path().display());
-        let before = Model::check(gguf)?.notes;
+        let before = Model::check(gguf)?.cost.notes;
         before.iter().for_each(|note| tell(note));
         let (model, after) = Model::load_with_notes(gguf)?;
         // A tensor that F16 couldn't hold became F32.
@@ -176,15 +183,16 @@ impl Model {
     /// As [`Model::load`], with the notes returned instead of told.
     pub fn load_with_notes(gguf: &Gguf) -> anyhow::Result<(Model, Vec<String>)> {
         let config = Config::from_gguf(gguf)?;
-        let (weights, check) = load::Loader::new(gguf, &config, false).weights()?;
-        Ok((Model { config, weights }, check.notes))
+        let (weights, cost) = load::Loader::new(gguf, &config, false).weights()?;
+        Ok((Model { config, weights }, cost.notes))
     }
 
     /// Whether [`Model::load`] would succeed, as far as metadata, names, shapes and types tell, and
     /// what it would cost. Reads no weight.
     pub fn check(gguf: &Gguf) -> anyhow::Result<Check> {
         let config = Config::from_gguf(gguf)?;
-        let (_, check) = load::Loader::new(gguf, &config, true).weights()?;
-        Ok(check)
+        let (weights, cost) = load::Loader::new(gguf, &config, true).weights()?;
+        let model = Model { config, weights };
+        Ok(Check { model, cost })
     }
 }

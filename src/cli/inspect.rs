@@ -89,7 +89,7 @@ pub(crate) fn by_type(tensors: &[TensorInfo]) -> Vec<(GgmlType, usize, usize)> {
 
 fn as_json(gguf: &Gguf) -> Json {
     let checked = Model::check(gguf);
-    let config = checked.as_ref().ok().map(|check| &check.config);
+    let config = checked.as_ref().ok().map(|check| &check.model.config);
     let (all, active) = parameters(&gguf.tensors, config);
     let files: Vec<Json> = gguf
         .files
@@ -115,8 +115,8 @@ fn as_json(gguf: &Gguf) -> Json {
         "alignment": gguf.alignment,
         "runs": config.is_some(),
         "error": checked.as_ref().err().map(|e| format!("{e:#}")),
-        "notes": checked.as_ref().map(|check| check.notes.as_slice()).unwrap_or_default(),
-        "converted_bytes": checked.as_ref().map(|check| check.converted_bytes).ok(),
+        "notes": checked.as_ref().map(|check| check.cost.notes.as_slice()).unwrap_or_default(),
+        "converted_bytes": checked.as_ref().map(|check| check.cost.converted_bytes).ok(),
         "model": config.map(|c| json!({
             "name": c.name, "layers": c.layers, "hidden": c.hidden, "heads": c.heads,
             "kv_heads": c.kv_heads, "head_dim": c.head_dim, "experts": c.experts,
@@ -199,7 +199,7 @@ fn listing(gguf: &Gguf) -> String {
 fn summary(gguf: &Gguf, out: &mut String) {
     let bytes: usize = gguf.files.iter().map(|(_, map)| map.len()).sum();
     let checked = Model::check(gguf);
-    let config = checked.as_ref().ok().map(|check| &check.config);
+    let config = checked.as_ref().ok().map(|check| &check.model.config);
     let name = gguf.str("general.name").ok().flatten().unwrap_or("unnamed");
     let arch = gguf
         .str("general.architecture")
@@ -273,7 +273,11 @@ fn summary(gguf: &Gguf, out: &mut String) {
     match &checked {
         Ok(check) => {
             line("runs", "yes".to_owned());
-            check.notes.iter().for_each(|note| line("", note.clone()));
+            check
+                .cost
+                .notes
+                .iter()
+                .for_each(|note| line("", note.clone()));
         }
         Err(error) => line("runs", format!("no: {error:#}")),
     }

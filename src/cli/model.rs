@@ -151,12 +151,12 @@ impl Common {
     pub fn load(&self, checkpoint: &Checkpoint) -> Result<Model> {
         let check = checkpoint.check()?;
         if let Some(free) = machine::available_memory()
-            && check.converted_bytes > free
+            && check.cost.converted_bytes > free
         {
             bail!(
                 "{}: {}; {} are free",
                 checkpoint.path().display(),
-                check.notes.join("; "),
+                check.cost.notes.join("; "),
                 hub::human(free)
             );
         }

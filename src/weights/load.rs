@@ -5,7 +5,7 @@
 //! misread, Ollama's older ones. Every tensor of a file must have been asked for in the end: one that
 //! wasn't would be part of a model that we don't compute.
 
-use super::{Check, Format, Layer, Linear, Matrix, Weights, convert::convert};
+use super::{Cost, Format, Layer, Linear, Matrix, Weights, convert::convert};
 use crate::{
     config::Config,
     gguf::{Bytes, FileError, Gguf, TensorInfo},
@@ -28,7 +28,7 @@ struct Converted {
 pub(super) struct Loader<'a> {
     gguf: &'a Gguf,
     config: &'a Config,
-    /// Look at names, shapes and types only: matrices and vectors come back empty.
+    /// Look at names, shapes and types only: converted matrices come back empty, vectors as zeros.
     dry: bool,
     taken: HashSet<&'a str>,
     converted: BTreeMap<(GgmlType, &'static str), Converted>,
@@ -47,8 +47,8 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// All weights, and what there is to say about them.
-    pub(super) fn weights(mut self) -> Result<(Weights, Check), FileError> {
+    /// All weights, and what they cost.
+    pub(super) fn weights(mut self) -> Result<(Weights, Cost), FileError> {
         let c = self.config;
         let token_embd = self.matrix(&["token_embd.weight"], &[c.hidden, c.vocab])?;
         let layers = (0..c.layers)
@@ -68,7 +68,7 @@ impl<'a> Loader<'a> {
             output_norm,
             output,
         };
-        Ok((weights, self.into_check()))
+        Ok((weights, self.into_cost()))
     }
 
     /// The LM head. A small model may tie it to the embedding by leaving it out; the released models
@@ -146,11 +146,14 @@ impl<'a> Loader<'a> {
         kv_rows: usize,
     ) -> Result<[Linear; 3], FileError> {
         let fused = self.linear(&[name], &[self.config.hidden, q_rows + 2 * kv_rows])?;
-        if self.dry {
-            return Ok([fused.clone(), fused.clone(), fused]);
-        }
         let part = |from: usize, rows: usize| Linear {
-            weight: fused.weight.rows(from..from + rows),
+            weight: match fused.weight.data.is_empty() {
+                true => Matrix {
+                    rows,
+                    ..fused.weight.clone()
+                },
+                false => fused.weight.rows(from..from + rows),
+            },
             bias: fused.bias[from..from + rows].to_vec(),
         };
         Ok([
@@ -212,10 +215,10 @@ impl<'a> Loader<'a> {
             let what = format!("type: expected F32, F16 or BF16, found {}", tensor.kind);
             return Err(self.gguf.tensor_error(tensor, what));
         }
-        if self.dry {
-            return Ok(Vec::new());
-        }
         let mut values = vec![0.0; dims.iter().product()];
+        if self.dry {
+            return Ok(values); // Memory that is never written costs nothing.
+        }
         quant::dequantize(tensor.kind, &bytes, &mut values);
         if let Some(i) = values.iter().position(|v| !v.is_finite()) {
             let what = format!("expected finite values, found {} at {i}", values[i]);
@@ -276,7 +279,7 @@ impl<'a> Loader<'a> {
         })
     }
 
-    fn into_check(mut self) -> Check {
+    fn into_cost(mut self) -> Cost {
         let converted = self.converted.values();
         let converted_bytes = converted.map(|sum| sum.to_bytes as u64).sum();
         let gb = |bytes: usize| bytes as f64 / 1e9;
@@ -290,8 +293,7 @@ impl<'a> Loader<'a> {
                 gb(sum.to_bytes)
             ));
         }
-        Check {
-            config: self.config.clone(),
+        Cost {
             notes: self.notes,
             converted_bytes,
         }
