@@ -19,7 +19,8 @@ use std::{
 #[command(after_help = HELP)]
 pub struct Args {
     /// gpt-oss-20b, gpt-oss-120b, owner/name, owner/name:TAG (a part of the file's name, such as
-    /// F16) or owner/name/file.gguf. Split files come with all their parts
+    /// F16) or owner/name/file.gguf. Split files come with all their parts; a repository without GGUF
+    /// files is fetched as a folder of safetensors
     #[arg(default_value = "gpt-oss-20b", value_name = "MODEL")]
     model: String,
     /// Branch, tag or commit
@@ -35,10 +36,12 @@ Examples:
   gossamer pull                                   gpt-oss-20b, 12 GB, from ggml-org
   gossamer pull gpt-oss-120b
   gossamer pull unsloth/gpt-oss-20b-GGUF:F16
+  gossamer pull mlx-community/gpt-oss-20b-MXFP4-Q8     for both engines, native and MLX
+  gossamer pull openai/gpt-oss-20b                the release itself
   gossamer run --model gpt-oss-20b \"Hello\"        finds what was pulled
 
 An interrupted pull is resumed by the same command. Each file is checked against the hub's size
-and sha256 before it gets its name.
+and hash before it gets its name.
 
 Environment: HF_ENDPOINT (another hub), HF_TOKEN (for gated models), HF_HUB_CACHE or HF_HOME (where
 models are kept), HF_HUB_OFFLINE=1 (use the cache only), HTTPS_PROXY.
@@ -223,7 +226,7 @@ fn line(event: &Event) -> Option<String> {
         Event::Done {
             file, cached: true, ..
         } => format!("{file}: already in the cache"),
-        Event::Done { file, .. } => format!("{file}: sha256 checked"),
+        Event::Done { file, .. } => format!("{file}: checked"),
     })
 }
 

@@ -1,8 +1,9 @@
 //! The cache on disk: where a repository's blobs, refs and snapshots lie, and what is whole there.
 
 use super::{
+    folder,
     http::Remote,
-    name::{Spec, check_path, choose},
+    name::{Choice, Spec, check_path, choose},
 };
 use anyhow::{Context, Result, bail};
 use std::{
@@ -47,18 +48,18 @@ impl Repo {
     }
 
     pub fn blob(&self, remote: &Remote) -> PathBuf {
-        self.root.join("blobs").join(&remote.sha256)
+        self.root.join("blobs").join(remote.hash.hex())
     }
 
     /// Where the blob grows until it is whole and checked.
     pub fn incomplete(&self, remote: &Remote) -> PathBuf {
         self.root
             .join("blobs")
-            .join(format!("{}.incomplete", remote.sha256))
+            .join(format!("{}.incomplete", remote.hash))
     }
 
     pub fn lock(&self, remote: &Remote) -> PathBuf {
-        self.locks.join(format!("{}.lock", remote.sha256))
+        self.locks.join(format!("{}.lock", remote.hash))
     }
 
     /// Whether the file's bytes are here whole. Only checked bytes ever get a blob's name.
@@ -108,10 +109,10 @@ impl Repo {
         for snapshot in snapshots {
             let mut files = Vec::new();
             list(&snapshot, "", 4, &mut files);
-            let whole = |f: &&String| f.to_ascii_lowercase().ends_with(".gguf");
-            let files: Vec<String> = files.iter().filter(whole).cloned().collect();
             match choose(&files, spec) {
-                Ok(parts) => return Ok(parts.first().map(|p| snapshot.join(p))),
+                Ok(Choice::Gguf(parts)) => return Ok(parts.first().map(|p| snapshot.join(p))),
+                Ok(Choice::Folder(_)) if folder::is_whole(&snapshot) => return Ok(Some(snapshot)),
+                Ok(Choice::Folder(_)) => {}
                 // Several that fit are the user's to choose from; anything else is "not here".
                 Err(e) if e.to_string().contains("several models") => return Err(e),
                 Err(_) => {}
@@ -234,6 +235,7 @@ fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hub::hash::Hash;
 
     #[test]
     fn every_way_of_placing_a_blob_shows_its_bytes() {
@@ -297,13 +299,33 @@ mod tests {
     }
 
     #[test]
+    fn find_wants_a_whole_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let repo = Repo::new(dir.path(), "o/n");
+        let spec = Spec::parse("o/n").unwrap();
+        let put = |file: &str, text: &str| {
+            write_whole(&repo.snapshot("c1").join(file), text.as_bytes()).unwrap()
+        };
+        put("config.json", "{}");
+        put("tokenizer.json", "{}");
+        put(
+            "model.safetensors.index.json",
+            r#"{"weight_map":{"a":"model-1.safetensors","b":"model-2.safetensors"}}"#,
+        );
+        put("model-1.safetensors", "x");
+        assert_eq!(repo.find(&spec, None).unwrap(), None);
+        put("model-2.safetensors", "x");
+        assert_eq!(repo.find(&spec, None).unwrap(), Some(repo.snapshot("c1")));
+    }
+
+    #[test]
     fn a_full_disk_is_told_before_the_download() {
         let dir = tempfile::tempdir().unwrap();
         let repo = Repo::new(dir.path(), "o/n");
         let remote = |size| Remote {
             file: "m.gguf".into(),
             commit: "c".into(),
-            sha256: "e".into(),
+            hash: Hash::Sha256("e".into()),
             size,
         };
         assert!(repo.check_space(&[remote(1)]).is_ok());

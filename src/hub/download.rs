@@ -3,10 +3,10 @@
 use super::{
     Event, Settings,
     cache::Repo,
+    hash::Hasher,
     http::{Client, Remote},
 };
 use anyhow::{Context, Result, anyhow, bail};
-use sha2::{Digest, Sha256};
 use std::{
     fs::{self, File, OpenOptions},
     io::{Read, Write},
@@ -183,7 +183,7 @@ fn lock(
 struct Partial {
     file: File,
     path: std::path::PathBuf,
-    hash: Sha256,
+    hash: Hasher,
     length: u64,
 }
 
@@ -202,7 +202,7 @@ impl Partial {
         let mut partial = Partial {
             file,
             path,
-            hash: Sha256::new(),
+            hash: remote.hash.hasher(remote.size),
             length: 0,
         };
         let mut buffer = vec![0; PIECE];
@@ -221,24 +221,24 @@ impl Partial {
             }
         }
         if partial.length > remote.size {
-            partial.clear()?; // not a beginning of this file, whatever it is
+            partial.clear(remote)?; // not a beginning of this file, whatever it is
         }
         Ok(partial)
     }
 
-    fn clear(&mut self) -> Result<()> {
+    fn clear(&mut self, remote: &Remote) -> Result<()> {
         self.file
             .set_len(0)
             .with_context(|| self.say("can't empty"))?;
-        self.hash = Sha256::new();
+        self.hash = remote.hash.hasher(remote.size);
         self.length = 0;
         Ok(())
     }
 
     /// Removes what can't be a beginning of the file. Unix allows that while it is open; where it
     /// doesn't, the file is left empty.
-    fn discard(&mut self) -> Result<()> {
-        self.clear()?;
+    fn discard(&mut self, remote: &Remote) -> Result<()> {
+        self.clear(remote)?;
         match fs::remove_file(&self.path) {
             Err(error) if cfg!(unix) => Err(error).with_context(|| self.say("can't remove")),
             _ => Ok(()),
@@ -287,13 +287,14 @@ fn download(
             }
         }
     }
-    let found = hex(&partial.hash.clone().finalize());
-    if found != remote.sha256 {
-        partial.discard()?;
+    let found = partial.hash.hex();
+    if found != remote.hash.hex() {
+        partial.discard(remote)?;
         bail!(
-            "{} arrived damaged: its sha256 is {found}, expected {}; nothing of it was kept, run the pull again",
+            "{} arrived damaged: its {} is {found}, expected {}; nothing of it was kept, run the pull again",
             remote.file,
-            remote.sha256
+            remote.hash.name(),
+            remote.hash
         );
     }
     partial
@@ -321,7 +322,7 @@ fn attempt(
         on_event(Event::Restart {
             reason: "the server can't resume".into(),
         });
-        partial.clear()?;
+        partial.clear(remote)?;
     }
     let mut reader = body.as_reader();
     let mut buffer = vec![0; PIECE];
@@ -342,7 +343,7 @@ fn attempt(
             break;
         }
         if n as u64 > remote.size - partial.length {
-            partial.discard()?;
+            partial.discard(remote)?;
             return Err(Failure::Fatal(anyhow!(
                 "the server sends more of {} than the {} bytes that the hub gives as its size",
                 remote.file,
@@ -362,8 +363,4 @@ fn attempt(
         )));
     }
     Ok(())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -7,7 +7,8 @@ use super::{
     Settings,
     address::{join, quote, same_origin, without_query},
     download::Failure,
-    name::check_path,
+    hash::Hash,
+    name::{check_path, is_weights},
 };
 use anyhow::{Context, Result, anyhow, bail};
 use std::{io::Read, time::Duration};
@@ -29,8 +30,8 @@ pub(super) struct Remote {
     pub file: String,
     /// The commit, 40 hexadecimal digits.
     pub commit: String,
-    /// The content's sha256, 64 lower-case hexadecimal digits.
-    pub sha256: String,
+    /// The content's hash.
+    pub hash: Hash,
     /// Length in bytes.
     pub size: u64,
 }
@@ -142,16 +143,15 @@ impl Client {
         let tag = text(response, "x-linked-etag")
             .or_else(|| text(response, "etag"))
             .unwrap_or_default();
-        let sha256 = tag
-            .trim_start_matches("W/")
-            .trim_matches('"')
-            .to_ascii_lowercase();
-        if !hex(&sha256, 64) {
-            bail!(
+        // Weights lie in the large-file store, which knows a stronger hash than git's.
+        let hash = Hash::from_tag(&tag)
+            .filter(|hash| matches!(hash, Hash::Sha256(_)) || !is_weights(file));
+        let hash = hash.with_context(|| {
+            format!(
                 "the hub gives no sha256 for {file} (its tag is '{}'), so the download could not be checked",
-                clip(&sha256)
-            );
-        }
+                clip(&tag)
+            )
+        })?;
         let said = text(response, "x-linked-size")
             .or_else(|| text(response, "content-length"))
             .unwrap_or_default();
@@ -168,7 +168,7 @@ impl Client {
         Ok(Remote {
             file: file.to_string(),
             commit,
-            sha256,
+            hash,
             size,
         })
     }

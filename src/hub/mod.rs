@@ -1,17 +1,19 @@
 //! Downloads from a Hugging Face hub into its shared cache, and look-ups in that cache.
 //!
-//! A file becomes visible under its snapshot only after its size and sha256 were checked, so
-//! whatever [`find`] returns is whole. What is cut short stays as `<sha256>.incomplete` and is
+//! A file becomes visible under its snapshot only after its size and hash were checked, so
+//! whatever [`find`] returns is whole. What is cut short stays as `<hash>.incomplete` and is
 //! resumed by the next pull. The layout is that of Python's `huggingface_hub`, with which the
 //! cache is shared: `models--owner--name/{blobs,refs,snapshots}` and `.locks/`.
 
 mod address;
 mod cache;
 mod download;
+mod folder;
+mod hash;
 mod http;
 mod name;
 
-pub use name::{Spec, choose};
+pub use name::{Choice, Spec, choose};
 
 use anyhow::{Context, Result, bail};
 use std::{
@@ -169,9 +171,10 @@ pub enum Event {
     },
 }
 
-/// Downloads what `spec` names at `revision` and returns the path of the (first) GGUF file.
+/// Downloads what `spec` names at `revision` and returns the path of the (first) GGUF file, or of the
+/// folder that holds the safetensors.
 ///
-/// Every file is checked against the sha256 and size that the hub gives for it. `stop` ends the
+/// Every file is checked against the hash and size that the hub gives for it. `stop` ends the
 /// download at the next piece, with everything received so far kept for the next run.
 ///
 /// # Errors
@@ -196,13 +199,14 @@ pub fn pull(
     }
     let client = http::Client::new(settings)?;
     let retry = download::Retry::new(settings, stop);
-    let files = match &spec.file {
-        Some(file) => name::with_all_parts(file),
+    let choice = match &spec.file {
+        Some(file) => Choice::Gguf(name::with_all_parts(file)),
         None => {
             let listed = retry.run(on_event, || client.list(&spec.repo, revision))?;
             choose(&listed, spec)?
         }
     };
+    let (Choice::Gguf(files) | Choice::Folder(files)) = &choice;
     let mut remotes: Vec<http::Remote> = Vec::with_capacity(files.len());
     for file in files {
         // Later files are asked for at the first one's commit: the branch may move meanwhile.
@@ -210,7 +214,7 @@ pub fn pull(
             .first()
             .map_or(revision, |r| r.commit.as_str())
             .to_string();
-        remotes.push(retry.run(on_event, || client.head(&spec.repo, &at, &file))?);
+        remotes.push(retry.run(on_event, || client.head(&spec.repo, &at, file))?);
     }
     let Some(first) = remotes.first() else {
         bail!("{spec}: no file to download")
@@ -234,7 +238,11 @@ pub fn pull(
     if revision != commit {
         repo.write_ref(revision, &commit)?;
     }
-    Ok(repo.snapshot(&commit).join(&remotes[0].file))
+    let snapshot = repo.snapshot(&commit);
+    Ok(match choice {
+        Choice::Gguf(_) => snapshot.join(&remotes[0].file),
+        Choice::Folder(_) => snapshot,
+    })
 }
 
 /// A model in the cache by the name that `pull` takes (`gpt-oss-20b`, `owner/name[/file]`), or

@@ -2,7 +2,8 @@
 //!
 //! Names reach the file system, so only plain relative paths pass.
 
-use anyhow::{Result, bail};
+use super::folder;
+use anyhow::{Context, Result, bail};
 use std::{collections::BTreeMap, fmt};
 
 /// What to pull: a repository, and either a file of it or a hint which.
@@ -76,6 +77,15 @@ impl Spec {
     }
 }
 
+/// What of a repository is the model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Choice {
+    /// A GGUF file: all its parts, in order.
+    Gguf(Vec<String>),
+    /// A folder of safetensors: its files.
+    Folder(Vec<String>),
+}
+
 impl fmt::Display for Spec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.repo)?;
@@ -112,6 +122,11 @@ pub(super) fn check_revision(revision: &str) -> Result<()> {
     Ok(())
 }
 
+/// Whether the file holds weights.
+pub(super) fn is_weights(file: &str) -> bool {
+    is_gguf(file) || file.ends_with(".safetensors")
+}
+
 fn is_gguf(file: &str) -> bool {
     file.len() > 5
         && file.is_char_boundary(file.len() - 5)
@@ -143,11 +158,12 @@ pub(super) fn with_all_parts(file: &str) -> Vec<String> {
 }
 
 /// Which of a repository's files to fetch: all parts of the one model that `spec` names, or, when
-/// it names none, of the one in the released format (MXFP4), else Q8_0, F16 or BF16.
+/// it names none, of the one in the released format (MXFP4), else Q8_0, F16 or BF16; in a repository
+/// without GGUF files, the safetensors and what belongs to them.
 ///
 /// # Errors
 /// No model, missing parts, several that fit equally well (listed), or a name that is no plain path.
-pub fn choose(listed: &[String], spec: &Spec) -> Result<Vec<String>> {
+pub fn choose(listed: &[String], spec: &Spec) -> Result<Choice> {
     let mut models: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for file in listed.iter().filter(|f| is_gguf(f)) {
         check_path(file)?;
@@ -159,7 +175,15 @@ pub fn choose(listed: &[String], spec: &Spec) -> Result<Vec<String>> {
         models.entry(first).or_default().push(file.clone());
     }
     if models.is_empty() {
-        bail!("{} holds no GGUF file", spec.repo);
+        let repo = &spec.repo;
+        if spec.file.is_some() || spec.tag.is_some() {
+            bail!("{repo} holds no GGUF file");
+        }
+        let files = folder::files(listed).with_context(|| repo.clone())?;
+        let files = files.with_context(|| {
+            format!("{repo} holds neither a GGUF file nor a model's safetensors at its root")
+        })?;
+        return Ok(Choice::Folder(files));
     }
     if let Some(file) = &spec.file {
         let first = with_all_parts(file).swap_remove(0);
@@ -210,7 +234,7 @@ pub fn choose(listed: &[String], spec: &Spec) -> Result<Vec<String>> {
             spec.repo,
             wanted.len()
         ),
-        None => Ok(wanted),
+        None => Ok(Choice::Gguf(wanted)),
     }
 }
 
@@ -260,7 +284,11 @@ mod tests {
 
     fn chosen(files: &[&str], name: &str) -> Result<Vec<String>, String> {
         let files: Vec<String> = files.iter().map(|f| f.to_string()).collect();
-        choose(&files, &Spec::parse(name).unwrap()).map_err(|e| e.to_string())
+        match choose(&files, &Spec::parse(name).unwrap()) {
+            Ok(Choice::Gguf(parts)) => Ok(parts),
+            Ok(Choice::Folder(files)) => Err(format!("a folder: {files:?}")),
+            Err(e) => Err(e.to_string()),
+        }
     }
 
     #[test]
@@ -291,7 +319,7 @@ mod tests {
         assert!(
             chosen(&["README.md"], "o/n")
                 .unwrap_err()
-                .contains("no GGUF")
+                .contains("neither a GGUF file nor")
         );
         assert!(
             chosen(&["../../x.gguf"], "o/n")
@@ -303,6 +331,16 @@ mod tests {
                 .unwrap_err()
                 .contains("refusing")
         );
+    }
+
+    #[test]
+    fn a_folder_is_taken_where_there_is_no_gguf_file() {
+        let folder = ["config.json", "tokenizer.json", "model.safetensors"];
+        let taken = chosen(&folder, "o/n").unwrap_err();
+        assert_eq!(taken, format!("a folder: {folder:?}"));
+        let with_gguf = [&folder[..], &["m.gguf"]].concat();
+        assert_eq!(chosen(&with_gguf, "o/n").unwrap(), ["m.gguf"]);
+        assert!(chosen(&folder, "o/n:F16").unwrap_err().contains("no GGUF"));
     }
 
     #[test]

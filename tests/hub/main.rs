@@ -400,3 +400,62 @@ fn variables_are_those_of_every_hugging_face_tool() {
     assert!(read(&[]).is_err() && read(&[("HOME", "/h"), ("HF_ENDPOINT", "e")]).is_err());
     assert!(read(&[("HOME", "/h"), ("HF_TOKEN", "a\r\nX: y")]).is_err());
 }
+
+/// A repository without GGUF files, as OpenAI's and MLX's are.
+fn folder() -> Files {
+    let index = r#"{"weight_map":{"a":"model-00000-of-00001.safetensors","b":"model-00001-of-00001.safetensors"}}"#;
+    [
+        ("README.md", b"# m".to_vec()),
+        ("config.json", b"{\"model_type\":\"gpt_oss\"}".to_vec()),
+        ("tokenizer.json", fresh_bytes(300_000)),
+        ("model.safetensors.index.json", index.into()),
+        ("model-00000-of-00001.safetensors", fresh_bytes(400_000)),
+        ("model-00001-of-00001.safetensors", fresh_bytes(10)),
+        ("original/model.safetensors", fresh_bytes(10)),
+    ]
+    .map(|(name, bytes)| (name.to_string(), bytes))
+    .into()
+}
+
+#[test]
+fn a_folder_of_safetensors_comes_whole() {
+    let cache = tempfile::tempdir().unwrap();
+    let files = folder();
+    let hub = Hub::honest(files.clone());
+    let path = pull(&hub, cache.path(), "owner/name").unwrap();
+    assert_eq!(
+        path,
+        cache
+            .path()
+            .join("models--owner--name/snapshots")
+            .join(COMMIT)
+    );
+    for (name, bytes) in &files {
+        let here = std::fs::read(path.join(name)).ok();
+        let wanted = name != "README.md" && !name.starts_with("original/");
+        assert_eq!(here.as_ref(), wanted.then_some(bytes), "{name}");
+    }
+    let spec = Spec::parse("owner/name").unwrap();
+    let found = || hub::find_in(cache.path(), &spec, None).unwrap();
+    assert_eq!(found(), Some(path.clone()));
+    std::fs::remove_file(path.join("model-00001-of-00001.safetensors")).unwrap();
+    assert_eq!(found(), None, "half a folder was found");
+}
+
+#[test]
+fn a_small_file_is_checked_too() {
+    let cache = tempfile::tempdir().unwrap();
+    let hub = Hub::start(folder(), |request, _, mut right| {
+        if request.method == "GET" && request.path.ends_with("/tokenizer.json") {
+            right.body[1000] ^= 1;
+        }
+        right
+    });
+    let told = pull(&hub, cache.path(), "owner/name").unwrap_err();
+    assert!(
+        told.contains("tokenizer.json arrived damaged: its git hash"),
+        "{told}"
+    );
+    let left = tree(cache.path());
+    assert!(!left.iter().any(|f| f.contains("tokenizer")), "{left:?}");
+}

@@ -253,6 +253,26 @@ fn huggingface_hub_reads_our_cache_and_we_read_its() {
 }
 
 #[test]
+fn huggingface_hub_shares_a_folders_small_files() {
+    let hub = Hub::honest(super::folder());
+    let ours = tempfile::tempdir().unwrap();
+    let (_, path, err) = run(gossamer(&hub, ours.path()).args(["pull", "owner/name"]));
+    let read = judge("read", &hub, ours.path(), "config.json");
+    assert_eq!(
+        Path::new(&read),
+        Path::new(path.trim()).join("config.json"),
+        "{err}"
+    );
+    // What it brought is known by the same name here.
+    let theirs = tempfile::tempdir().unwrap();
+    judge("download", &hub, theirs.path(), "tokenizer.json");
+    run(gossamer(&hub, theirs.path()).args(["pull", "owner/name"]));
+    let asked = hub.gets();
+    let times = |r: &&super::Request| r.path.ends_with("/tokenizer.json");
+    assert_eq!(asked.iter().filter(times).count(), 2, "{asked:?}");
+}
+
+#[test]
 fn a_pulled_model_is_found_by_its_name() {
     let cache = tempfile::tempdir().unwrap();
     let demo = common::root().join("models/demo/demo.gguf");

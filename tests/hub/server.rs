@@ -2,6 +2,7 @@
 //!
 //! It speaks as much HTTP/1.1 as a pull needs, one request a connection, and keeps what it was asked.
 
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeMap,
@@ -205,12 +206,10 @@ fn right_answer(request: &Request, files: &Files) -> Reply {
     serve(request, bytes)
 }
 
-/// A file's bytes from the requested offset on, with the hub's headers.
+/// A file's bytes from the requested offset on, with the hub's headers: its small files don't lie in the
+/// large-file store, and are known by git's hash.
 pub fn serve(request: &Request, bytes: &[u8]) -> Reply {
-    let hash: String = Sha256::digest(bytes)
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect();
+    let hex = |hash: &[u8]| -> String { hash.iter().map(|b| format!("{b:02x}")).collect() };
     let start = request.offset();
     let reply = match request.header("range") {
         None => Reply::new(200, bytes),
@@ -220,11 +219,18 @@ pub fn serve(request: &Request, bytes: &[u8]) -> Reply {
             format!("bytes {start}-{}/{}", bytes.len() - 1, bytes.len()),
         ),
     };
-    reply
+    let reply = reply
         .with("x-repo-commit", COMMIT)
+        .with("content-type", "application/octet-stream");
+    if request.path.ends_with(".json") {
+        let blob = Sha1::new_with_prefix(format!("blob {}\0", bytes.len()));
+        let hash = hex(&blob.chain_update(bytes).finalize());
+        return reply.with("etag", format!("\"{hash}\""));
+    }
+    let hash = hex(&Sha256::digest(bytes));
+    reply
         .with("x-linked-etag", format!("\"{hash}\""))
         .with("x-linked-size", bytes.len())
-        .with("content-type", "application/octet-stream")
 }
 
 fn send(mut stream: TcpStream, request: &Request, reply: &Reply) -> std::io::Result<()> {
