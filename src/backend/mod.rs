@@ -14,7 +14,7 @@ mod windows;
 pub use target::{KvRoom, Room, Target};
 pub use windows::Windows;
 
-use crate::{config::Config, weights::Model};
+use crate::{config::Config, trace, weights::Model};
 use anyhow::{Result, bail, ensure};
 use indicatif::ProgressBar;
 use std::sync::Arc;
@@ -64,6 +64,14 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// The first position and the rows of a batch that can be traced: one segment whose rows all have logits.
+    fn traced(&self) -> Result<(usize, usize)> {
+        match &self.segments[..] {
+            [only] if only.logits == LogitRows::All => Ok((only.start, only.tokens.len())),
+            _ => bail!("a trace is of one segment that wants all logits"),
+        }
+    }
+
     /// New tokens in all.
     pub fn tokens(&self) -> usize {
         self.segments.iter().map(|s| s.tokens.len()).sum()
@@ -183,6 +191,13 @@ pub trait Backend: Send {
     fn limits(&self) -> Limits;
     /// Appends the batch's tokens to the KV cache and computes the logits asked for.
     fn forward(&mut self, batch: &Batch) -> Result<()>;
+    /// [`Backend::forward`] of a batch of one segment that wants all logits, and gives `sink` what each stage computed.
+    fn forward_traced(&mut self, _batch: &Batch, _sink: &mut trace::Sink) -> Result<()> {
+        bail!(
+            "{}: this back end has no trace of its stages",
+            self.describe()
+        )
+    }
     /// Copies all positions of block `from` to block `to`, in every full-attention layer.
     fn copy_block(&mut self, from: u32, to: u32) -> Result<()>;
     /// Copies the slot's sliding windows, and the length they belong to, into place `snapshot`, below

@@ -10,10 +10,11 @@ use super::{
 };
 use crate::{
     config::Config,
+    trace::{self, Stage, Tap},
     weights::{Layer, Linear, Matrix, Model},
 };
 use anyhow::Result;
-use std::{ops::Range, sync::Arc};
+use std::{borrow::Cow, ops::Range, sync::Arc};
 
 /// The reference back end: one thread, every platform.
 pub struct Reference {
@@ -119,6 +120,50 @@ impl Reference {
         }
     }
 
+    /// The layer walk; `tap` sees what each stage computed.
+    fn walk(&mut self, batch: &Batch, mut tap: Tap) -> Result<()> {
+        batch.check(&self.model.config, &self.limits)?;
+        self.windows.check(batch)?;
+        let rows: Vec<Row> = (batch.segments.iter().enumerate())
+            .flat_map(|(segment, s)| {
+                (s.tokens.iter().enumerate()).map(move |(i, &token)| Row {
+                    segment,
+                    token,
+                    position: s.start + i,
+                })
+            })
+            .collect();
+        let model = self.model.clone();
+        let (experts, used) = (model.config.experts, model.config.experts_used);
+        let mut x = self.embed(&rows);
+        tap.show(None, Stage::Embed, || Cow::from(&x));
+        for (l, weights) in model.weights.layers.iter().enumerate() {
+            let qkv = self.norm_qkv_rope_append(l, batch, &rows, &x);
+            tap.show(Some(l), Stage::NormQkvRopeAppend, || {
+                trace::beside(rows.len(), &qkv.each_ref().map(Vec::as_slice)).into()
+            });
+            let a = self.attention(l, batch, &rows, &qkv[0]);
+            tap.show(Some(l), Stage::AttentionReduce, || Cow::from(&a));
+            self.out_proj_residual(weights, &a, &mut x);
+            tap.show(Some(l), Stage::OutProjResidual, || Cow::from(&x));
+            let (h, chosen) = self.norm_router_topk(weights, &x);
+            tap.show(Some(l), Stage::NormRouterTopk, || {
+                trace::expert_weights(&flat(&chosen), used, experts).into()
+            });
+            let s = self.expert_gate_up_swiglu(weights, &h, &chosen);
+            tap.show(Some(l), Stage::ExpertGateUpSwiglu, || {
+                trace::by_expert(&flat(&chosen), used, &s).into()
+            });
+            self.expert_down_residual(weights, &s, &chosen, &mut x);
+            tap.show(Some(l), Stage::ExpertDownResidual, || Cow::from(&x));
+        }
+        self.norm_lm_head(batch, &x);
+        tap.show(None, Stage::NormLmHead, || Cow::from(&self.logits));
+        self.windows.ran(batch);
+        self.work.token_rows += rows.len() as u64;
+        tap.finish()
+    }
+
     /// x = token_embd[id], `[rows, hidden]`.
     fn embed(&mut self, rows: &[Row]) -> Vec<f32> {
         let table = &self.model.weights.token_embd;
@@ -131,14 +176,14 @@ impl Reference {
     }
 
     /// h = rmsnorm(x); q, k, v = W h + b; RoPE on q and k; k and v appended to the cache
-    /// where they are not kept. Returns q, `[rows, heads, head_dim]`.
+    /// where they are not kept. Returns q, `[rows, heads, head_dim]`, and k and v alike.
     fn norm_qkv_rope_append(
         &mut self,
         layer: usize,
         batch: &Batch,
         rows: &[Row],
         x: &[f32],
-    ) -> Vec<f32> {
+    ) -> [Vec<f32>; 3] {
         let model = self.model.clone();
         let weights = &model.weights.layers[layer];
         let h = rmsnorm(x, &weights.attn_norm, model.config.rms_eps);
@@ -158,7 +203,7 @@ impl Reference {
             cache.k[at..at + kv_width].copy_from_slice(&k[r * kv_width..][..kv_width]);
             cache.v[at..at + kv_width].copy_from_slice(&v[r * kv_width..][..kv_width]);
         }
-        q
+        [q, k, v]
     }
 
     /// Rotates the halves `(i, i + head_dim / 2)` of every head by `position * inv_freq[i]`.
@@ -379,31 +424,12 @@ impl Backend for Reference {
     }
 
     fn forward(&mut self, batch: &Batch) -> Result<()> {
-        batch.check(&self.model.config, &self.limits)?;
-        self.windows.check(batch)?;
-        let rows: Vec<Row> = (batch.segments.iter().enumerate())
-            .flat_map(|(segment, s)| {
-                (s.tokens.iter().enumerate()).map(move |(i, &token)| Row {
-                    segment,
-                    token,
-                    position: s.start + i,
-                })
-            })
-            .collect();
-        let model = self.model.clone();
-        let mut x = self.embed(&rows);
-        for (layer, weights) in model.weights.layers.iter().enumerate() {
-            let q = self.norm_qkv_rope_append(layer, batch, &rows, &x);
-            let a = self.attention(layer, batch, &rows, &q);
-            self.out_proj_residual(weights, &a, &mut x);
-            let (h, chosen) = self.norm_router_topk(weights, &x);
-            let s = self.expert_gate_up_swiglu(weights, &h, &chosen);
-            self.expert_down_residual(weights, &s, &chosen, &mut x);
-        }
-        self.norm_lm_head(batch, &x);
-        self.windows.ran(batch);
-        self.work.token_rows += rows.len() as u64;
-        Ok(())
+        self.walk(batch, Tap::new(None, 0, 0))
+    }
+
+    fn forward_traced(&mut self, batch: &Batch, sink: &mut trace::Sink) -> Result<()> {
+        let (start, rows) = batch.traced()?;
+        self.walk(batch, Tap::new(Some(sink), start, rows))
     }
 
     fn copy_block(&mut self, from: u32, to: u32) -> Result<()> {
@@ -461,6 +487,13 @@ impl Backend for Reference {
 /// Positions in a slot's ring: the window that the batch's first token sees, and the batch.
 fn ring(config: &Config, limits: &Limits) -> usize {
     config.window + limits.batch_tokens
+}
+
+/// All rows' choices, one after the other.
+fn flat(chosen: &[Chosen]) -> Vec<(u32, f32)> {
+    let all = chosen.iter().flatten();
+    all.map(|&(expert, weight)| (expert as u32, weight))
+        .collect()
 }
 
 /// Where `expert` was chosen: row, rank, weight.

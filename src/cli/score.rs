@@ -6,7 +6,10 @@ use super::{
     model::{Common, positive},
     npy,
 };
-use crate::backend::{self, Batch, KV_BLOCK, Limits, LogitRows, Options, Segment};
+use crate::{
+    backend::{self, KV_BLOCK, Limits, Options},
+    score::{BackendScorer, Scorer},
+};
 use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -82,20 +85,20 @@ pub fn run(args: Args) -> Result<()> {
     );
 
     let chunk = args.chunk.min(ids.len());
-    let kv_blocks = ids.len().div_ceil(KV_BLOCK);
     let options = Options {
         backend: args.common.backend.clone(),
         threads: args.common.threads,
         limits: Limits {
             slots: 1,
-            kv_blocks,
+            kv_blocks: ids.len().div_ceil(KV_BLOCK),
             batch_tokens: chunk,
             snapshots: 0,
         },
     };
-    let mut backend = backend::open(Arc::new(model), &options)?;
+    let backend = backend::open(Arc::new(model), &options)?;
+    let mut scorer = BackendScorer::new(backend, chunk);
     if args.common.verbose {
-        tell!("{}: {}", config.name, backend.describe());
+        tell!("{}: {}", config.name, scorer.describe());
     }
     let first = ids.len() - args.last.unwrap_or(ids.len()).min(ids.len());
     let mut npy = match &args.logits {
@@ -106,38 +109,17 @@ pub fn run(args: Args) -> Result<()> {
     let bar = ProgressBar::new(ids.len() as u64).with_style(ProgressStyle::with_template(
         "scoring {wide_bar} {pos}/{len} tokens, {eta}",
     )?);
-    let mut start = 0;
-    while start < ids.len() {
-        // A piece ends where rows begin to be wanted: all of its rows are, or none.
-        let end = (start + chunk).min(if start < first { first } else { ids.len() });
-        let segment = Segment {
-            slot: 0,
-            start,
-            kept: 0,
-            tokens: ids[start..end].to_vec(),
-            blocks: (0..kv_blocks as u32).collect(),
-            logits: if start < first {
-                LogitRows::None
-            } else {
-                LogitRows::All
-            },
-        };
-        backend.forward(&Batch {
-            segments: vec![segment],
-        })?;
-        for position in start.max(first)..end {
-            let logits = backend.logits(position - start);
-            if let Some(npy) = &mut npy {
-                npy.row(logits)?;
-            }
-            if let Some(k) = args.top {
-                let line = top_line(position, &ids, logits, k);
-                writeln!(stdout, "{line}")?;
-            }
+    scorer.score(&ids, first, &mut |position, logits| {
+        bar.set_position(position as u64 + 1);
+        if let Some(npy) = &mut npy {
+            npy.row(logits)?;
         }
-        start = end;
-        bar.set_position(end as u64);
-    }
+        if let Some(k) = args.top {
+            let line = top_line(position, &ids, logits, k);
+            writeln!(stdout, "{line}")?;
+        }
+        Ok(())
+    })?;
     bar.finish_and_clear();
     npy.map_or(Ok(()), npy::Writer::finish)
 }

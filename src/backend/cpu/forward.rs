@@ -18,9 +18,11 @@ use super::{
 use crate::{
     backend::Batch,
     config::Config,
+    trace::{self, Stage},
     weights::{Layer, Linear, Matrix, Weights},
 };
 use std::{
+    borrow::Cow,
     ops::Range,
     sync::atomic::{AtomicUsize, Ordering},
 };
@@ -42,6 +44,9 @@ pub fn qkv_items(config: &Config) -> usize {
     let chunks = |rows: usize| rows.div_ceil(CHUNK);
     chunks(config.group() * config.head_dim) + 2 * chunks(config.head_dim)
 }
+
+/// Takes what a stage computed.
+pub type Look<'a> = dyn Fn(Option<usize>, Stage, Cow<'_, [f32]>) + Sync + 'a;
 
 /// What all threads see of one forward pass.
 pub struct Pass<'a> {
@@ -80,6 +85,8 @@ pub struct Pass<'a> {
     /// Per layer and KV head, items until its q, k and v can be used: [`qkv_items`] and one more
     /// until they are rotated and appended.
     pub pending: &'a [AtomicUsize],
+    /// Where a trace is wanted.
+    pub look: Option<&'a Look<'a>>,
 }
 
 impl<'a> Pass<'a> {
@@ -106,12 +113,14 @@ impl<'a> Pass<'a> {
             let x = unsafe { small.x.get_mut(r * self.config.hidden, self.config.hidden) };
             self.weights.token_embd.row_to_f32(self.ids[r] as usize, x);
         }
+        self.show(thread, None, Stage::Embed, || self.residual(&small));
         for (l, layer) in self.weights.layers.iter().enumerate() {
             let queues = &self.queues[l * QUEUES..(l + 1) * QUEUES];
             self.norm(&layer.attn_norm, rows.clone(), |i| i, &small);
             self.meet_unless_alone();
             self.qkv_and_attention(l, layer, &small, &queues[0], work);
             self.pool.barrier();
+            self.show_attention(thread, l);
             self.out_proj(layer, rows.clone(), &small, &queues[1], work);
             self.pool.barrier();
             for r in rows.clone() {
@@ -125,19 +134,91 @@ impl<'a> Pass<'a> {
                 };
                 x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
             }
+            self.show(thread, Some(l), Stage::OutProjResidual, || {
+                self.residual(&small)
+            });
             self.norm(&layer.post_attention_norm, rows.clone(), |i| i, &small);
             self.router(layer, rows.clone(), &small, work);
             self.meet_unless_alone();
             self.route(layer, thread, &small, work);
             self.gate_up(layer, &small, &queues[2], work);
             self.pool.barrier();
+            self.show_experts(thread, l, &small);
             self.down(layer, thread, &small, &queues[3], work);
             self.pool.barrier();
             for r in rows.clone() {
                 self.add_experts(r, &small);
             }
+            self.show(thread, Some(l), Stage::ExpertDownResidual, || {
+                self.residual(&small)
+            });
         }
         self.lm_head(thread, &small, work);
+        // SAFETY: `show` looks between two barriers; so wherever values are shown below.
+        self.show(thread, None, Stage::NormLmHead, || unsafe {
+            let logits = self.logit_rows.len() * self.config.vocab;
+            self.logits.get(0, logits).into()
+        });
+    }
+
+    /// Where a trace is wanted: thread 0 shows `values` once all threads are here, and before any goes on.
+    fn show<'v>(
+        &self,
+        thread: usize,
+        layer: Option<usize>,
+        stage: Stage,
+        values: impl FnOnce() -> Cow<'v, [f32]>,
+    ) {
+        let Some(look) = self.look else { return };
+        self.pool.barrier();
+        if thread == 0 {
+            look(layer, stage, values());
+        }
+        self.pool.barrier();
+    }
+
+    /// The residual of all rows.
+    fn residual(&self, small: &Small<'a>) -> Cow<'a, [f32]> {
+        // SAFETY: see `run`.
+        unsafe { small.x.get(0, self.ids.len() * self.config.hidden) }.into()
+    }
+
+    /// `norm_qkv_rope_append`, complete only now that attention is, and `attention_reduce`.
+    fn show_attention(&self, thread: usize, l: usize) {
+        let (config, n) = (self.config, self.ids.len());
+        let q_width = config.heads * config.head_dim;
+        let width = q_width + 2 * config.kv_heads * config.head_dim;
+        self.show(thread, Some(l), Stage::NormQkvRopeAppend, || {
+            // SAFETY: see `run`.
+            let mut qkv = unsafe { self.large.qkv.get(0, n * width) }.to_vec();
+            // q has been scaled for the scores.
+            let scale = (config.head_dim as f32).sqrt();
+            let q = qkv
+                .chunks_exact_mut(width)
+                .flat_map(|row| &mut row[..q_width]);
+            q.for_each(|q| *q *= scale);
+            qkv.into()
+        });
+        // SAFETY: see `run`.
+        self.show(thread, Some(l), Stage::AttentionReduce, || unsafe {
+            self.large.attention.get(0, n * q_width).into()
+        });
+    }
+
+    /// `norm_router_topk` and `expert_gate_up_swiglu`.
+    fn show_experts(&self, thread: usize, l: usize, small: &Small<'a>) {
+        let (used, experts) = (self.config.experts_used, self.config.experts);
+        let pairs = self.ids.len() * used;
+        // SAFETY: see `run`.
+        let choices = || unsafe { small.choices.get(0, pairs) };
+        self.show(thread, Some(l), Stage::NormRouterTopk, || {
+            trace::expert_weights(choices(), used, experts).into()
+        });
+        self.show(thread, Some(l), Stage::ExpertGateUpSwiglu, || {
+            // SAFETY: see `run`.
+            let outputs = unsafe { self.large.swiglu.get(0, pairs * self.config.expert_width) };
+            trace::by_expert(choices(), used, outputs).into()
+        });
     }
 
     /// Whether every thread does the small stages for all rows itself.

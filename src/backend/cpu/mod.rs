@@ -15,14 +15,18 @@ mod threads;
 mod touch;
 
 use super::{Backend, Batch, Limits, LogitRows, Windows, Work, windows::check_copy};
-use crate::{config::Config, weights::Model};
+use crate::{
+    config::Config,
+    trace::{self, Tap},
+    weights::Model,
+};
 use anyhow::{Result, anyhow, bail, ensure};
 use attention::Plan;
 use buffers::{LargeMemory, Local, SmallMemory};
 use cache::Cache;
 use forward::Pass;
 use kernels::Kernels;
-use std::sync::{Arc, atomic::AtomicUsize};
+use std::sync::{Arc, Mutex, PoisonError, atomic::AtomicUsize};
 use threads::{Pool, Queue, Shared};
 
 /// The instruction sets that run on this machine, fastest first.
@@ -162,27 +166,9 @@ impl Cpu {
             self.logits.resize(logits, 0.0);
         }
     }
-}
 
-impl Backend for Cpu {
-    fn config(&self) -> &Config {
-        &self.model.config
-    }
-
-    fn describe(&self) -> String {
-        let threads = self.pool.threads();
-        format!(
-            "cpu ({}, {threads} thread{})",
-            self.kernels.name,
-            if threads == 1 { "" } else { "s" }
-        )
-    }
-
-    fn limits(&self) -> Limits {
-        self.limits
-    }
-
-    fn forward(&mut self, batch: &Batch) -> Result<()> {
+    /// Runs a batch; `look` sees what each stage computed.
+    fn walk(&mut self, batch: &Batch, look: Option<&forward::Look>) -> Result<()> {
         batch.check(&self.model.config, &self.limits)?;
         self.windows.check(batch)?;
         if batch.segments.is_empty() {
@@ -208,6 +194,7 @@ impl Backend for Cpu {
             logits: Shared::new(&mut self.logits),
             queues: &self.queues,
             pending: &self.pending,
+            look,
         };
         if !pass.run_on_all(locals) {
             self.windows.failed(batch);
@@ -218,6 +205,44 @@ impl Backend for Cpu {
         let (rows, logits) = (self.ids.len(), self.logit_rows.len());
         self.work.add(&self.model, batch, rows, logits);
         Ok(())
+    }
+}
+
+impl Backend for Cpu {
+    fn config(&self) -> &Config {
+        &self.model.config
+    }
+
+    fn describe(&self) -> String {
+        let threads = self.pool.threads();
+        format!(
+            "cpu ({}, {threads} thread{})",
+            self.kernels.name,
+            if threads == 1 { "" } else { "s" }
+        )
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn forward(&mut self, batch: &Batch) -> Result<()> {
+        self.walk(batch, None)
+    }
+
+    fn forward_traced(&mut self, batch: &Batch, sink: &mut trace::Sink) -> Result<()> {
+        let (start, rows) = batch.traced()?;
+        let tap = Mutex::new(Tap::new(Some(sink), start, rows));
+        self.walk(
+            batch,
+            Some(&|layer, stage, values| {
+                let mut tap = tap.lock().unwrap_or_else(PoisonError::into_inner);
+                tap.show(layer, stage, || values);
+            }),
+        )?;
+        tap.into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
+            .finish()
     }
 
     fn copy_block(&mut self, from: u32, to: u32) -> Result<()> {
