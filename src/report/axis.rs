@@ -107,7 +107,7 @@ impl Scale {
     /// Where `value` lies: 0 at the low end, 1 at the high one.
     pub fn place(&self, value: f64) -> f64 {
         match self.log {
-            true => (value / self.low).ln() / (self.high / self.low).ln(),
+            true => (value.ln() - self.low.ln()) / (self.high.ln() - self.low.ln()),
             false => (value - self.low) / (self.high - self.low),
         }
     }
