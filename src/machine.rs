@@ -19,6 +19,26 @@ pub fn available_memory() -> Option<u64> {
     Some(free.min(limit)).filter(|&bytes| bytes > 0)
 }
 
+/// Memory of the machine, or of its container if that has less, in bytes.
+pub fn total_memory() -> Option<u64> {
+    let mut system = System::new();
+    system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
+    let limit = system
+        .cgroup_limits()
+        .map_or(u64::MAX, |limits| limits.total_memory);
+    Some(system.total_memory().min(limit)).filter(|&bytes| bytes > 0)
+}
+
+/// The operating system's name and version, its kernel's, and what processors it is made for.
+pub fn system_name() -> String {
+    let known = [
+        System::long_os_version(),
+        System::kernel_long_version().into(),
+        Some(std::env::consts::ARCH.to_owned()),
+    ];
+    known.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
 /// The processor's name.
 pub fn cpu_name() -> Option<String> {
     let what = RefreshKind::nothing().with_cpu(CpuRefreshKind::nothing());

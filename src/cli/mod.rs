@@ -8,6 +8,7 @@ mod answer;
 mod batch;
 mod bench;
 mod chat;
+mod doctor;
 pub mod inspect;
 mod interrupt;
 pub mod model;
@@ -55,6 +56,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Download a model from a Hugging Face hub, resumed and checked
     Pull(pull::Args),
+    /// Say what this machine has to run models with, and what is missing
+    Doctor(doctor::Args),
     /// Measure speed against what this machine's memory allows
     Bench(Box<bench::Args>),
     /// Write the logits of given token ids, for comparison with other engines
@@ -83,6 +86,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(*args),
         Command::Bench(args) => bench::run(*args),
         Command::Batch(args) => batch::run(*args),
+        Command::Doctor(args) => doctor::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Pull(args) => pull::run(args),
         Command::Score(args) => score::run(*args),

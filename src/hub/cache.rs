@@ -3,7 +3,7 @@
 use super::{
     folder,
     http::Remote,
-    name::{Choice, Spec, check_path, choose},
+    name::{Choice, Spec, check_path, choose, with_all_parts},
 };
 use anyhow::{Context, Result, bail};
 use std::{
@@ -145,6 +145,35 @@ impl Repo {
         }
         Ok(())
     }
+}
+
+/// The repositories of which the cache holds something, `owner/name`, in order.
+pub(super) fn repositories(cache: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(cache) else {
+        return Vec::new();
+    };
+    let names = entries.flatten().filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        Some(name.strip_prefix("models--")?.replacen("--", "/", 1))
+    });
+    let mut names: Vec<String> = names.collect();
+    names.sort();
+    names
+}
+
+/// Bytes of the files under `path`, links followed, or of that file and the other parts of it.
+pub(super) fn model_bytes(path: &Path) -> u64 {
+    let size = |path: &Path| fs::metadata(path).map_or(0, |m| m.len());
+    if path.is_dir() {
+        let mut files = Vec::new();
+        list(path, "", 0, &mut files);
+        return files.iter().map(|file| size(&path.join(file))).sum();
+    }
+    let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+        return size(path);
+    };
+    let parts = with_all_parts(name).into_iter();
+    parts.map(|part| size(&path.with_file_name(part))).sum()
 }
 
 /// Paths, relative and with `/`, of the files under `root`, links followed; dangling ones left out.
@@ -316,6 +345,12 @@ mod tests {
         assert_eq!(repo.find(&spec, None).unwrap(), None);
         put("model-2.safetensors", "x");
         assert_eq!(repo.find(&spec, None).unwrap(), Some(repo.snapshot("c1")));
+        assert_eq!(repositories(dir.path()), ["o/n"]);
+        let index = fs::metadata(repo.snapshot("c1").join("model.safetensors.index.json")).unwrap();
+        assert_eq!(
+            model_bytes(&repo.snapshot("c1")),
+            2 + 2 + 1 + 1 + index.len()
+        );
     }
 
     #[test]

@@ -261,6 +261,29 @@ pub fn find_in(cache: &Path, spec: &Spec, revision: Option<&str>) -> Result<Opti
     cache::Repo::new(cache, &spec.repo).find(spec, revision)
 }
 
+/// A model in the cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pulled {
+    /// The name that `--model` takes, `owner/name`.
+    pub name: String,
+    /// A GGUF file, the first part of one, or a folder.
+    pub path: PathBuf,
+    /// Bytes of all its files.
+    pub bytes: u64,
+}
+
+/// The models that the cache holds whole and that a name alone finds. No network.
+pub fn pulled(cache: &Path) -> Vec<Pulled> {
+    let names = cache::repositories(cache).into_iter();
+    let found = names.filter_map(|name| {
+        let spec = Spec::parse(&name).ok()?;
+        let path = find_in(cache, &spec, None).ok()??;
+        let bytes = cache::model_bytes(&path);
+        Some(Pulled { name, path, bytes })
+    });
+    found.collect()
+}
+
 /// `12.11 GB`, for people.
 pub fn human(bytes: u64) -> String {
     let (unit, scale) = match bytes {
