@@ -1,6 +1,7 @@
 //! The program as people and scripts use it: exit codes, streams, JSON, seeds, stops, interrupts.
 
 mod chat;
+mod doctor;
 mod run;
 mod sampling;
 mod streams;

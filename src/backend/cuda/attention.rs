@@ -11,8 +11,9 @@ use super::{
     batch::{Cache, Segment},
 };
 use crate::config::Config;
-use anyhow::{Result, ensure};
-use plan::{Blocks, PARTIALS, QUERIES, Shape};
+use anyhow::Result;
+pub use plan::QUERIES;
+use plan::{Blocks, PARTIALS, Shape};
 use std::sync::Arc;
 
 /// Floats of one query's partial sums.
@@ -93,17 +94,6 @@ impl Attention {
         most_rows: usize,
         most_segments: usize,
     ) -> Result<Attention> {
-        ensure!(
-            config.head_dim == 64
-                && config.heads.is_multiple_of(config.kv_heads)
-                && config.group() <= QUERIES,
-            "CUDA: heads of 64 values, at most {QUERIES} to a KV head, are needed; `{}` has {} heads of \
-             {}, and {} KV heads",
-            config.name,
-            config.heads,
-            config.head_dim,
-            config.kv_heads
-        );
         let shape = Attention::shape(config, device.multiprocessors());
         let words = shape.most_words(most_rows, most_segments);
         let mut attention = Attention {

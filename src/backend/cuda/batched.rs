@@ -6,12 +6,12 @@
 
 use super::{
     Buffer, Device,
-    gemm::{Input, MOST_EXPERTS, Output, Products, QkvOut, Routes, Scaled},
+    gemm::{Input, Output, Products, QkvOut, Routes, Scaled},
     rows::{Router, RowKernels, Rows, padded},
     weights::{DeviceWeights, LayerWeights},
 };
 use crate::config::Config;
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use half::f16;
 use std::sync::Arc;
 
@@ -76,11 +76,6 @@ impl Batched {
         weights: &DeviceWeights,
         max_rows: usize,
     ) -> Result<Batched> {
-        ensure!(
-            config.experts <= MOST_EXPERTS,
-            "CUDA: {} experts; the kernels are made for at most {MOST_EXPERTS}",
-            config.experts
-        );
         let products = Products::new(device)?;
         let bytes = exponent_bytes(config, weights);
         let exponents = device.alloc(bytes, "the largest scales of the weights' rows")?;

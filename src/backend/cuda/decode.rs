@@ -8,7 +8,7 @@ use super::{
     weights::{DeviceWeights, LayerWeights},
 };
 use crate::config::Config;
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use half::f16;
 use std::sync::Arc;
 
@@ -186,12 +186,6 @@ pub struct Decode {
 impl Decode {
     /// Finds the kernels and makes room.
     pub fn new(device: &Arc<Device>, config: &Config, weights: &DeviceWeights) -> Result<Decode> {
-        ensure!(
-            config.experts <= 128 && config.experts_used <= 8,
-            "CUDA: {} experts, {} of them used; the kernels are made for at most 128 and 8",
-            config.experts,
-            config.experts_used
-        );
         let stride = weights.layers.iter().map(|l| inputs(&l.down)).max();
         let stride = stride.unwrap_or(0).next_multiple_of(64);
         let rows = MOST_ROWS * config.experts_used + 1;

@@ -215,9 +215,11 @@ impl Cuda {
     fn reserve_logits(&mut self, rows: usize) -> Result<()> {
         let values = rows * self.model.config.vocab;
         if self.logits.len() < values {
-            self.graphs.clear(); // they point to the old ones
-            self.logits = self.device.alloc(values, "logits")?;
+            // Both or none: what is here goes on to serve where there is no room for more.
+            let logits = self.device.alloc(values, "logits")?;
             self.host_logits = self.device.pinned(values, "logits")?;
+            self.logits = logits;
+            self.graphs.clear(); // they point to the old ones
         }
         Ok(())
     }

@@ -2,6 +2,8 @@
 
 use super::{
     Buffer, Device, Grid,
+    attention::QUERIES,
+    gemm::MOST_EXPERTS,
     tiles::{Order, TileFormat, Tiles},
     upload::{Job, Target, upload},
 };
@@ -15,8 +17,8 @@ use std::sync::Arc;
 
 /// Width of a head, which kernels are made for.
 const HEAD_DIM: usize = 64;
-/// Experts that the router's kernel chooses from.
-const MOST_EXPERTS: usize = 128;
+/// Experts of a token that the decode chain's kernels have room for.
+const MOST_USED: usize = 8;
 /// Everything begins at a multiple of this.
 const ALIGN: u64 = 256;
 
@@ -75,19 +77,25 @@ pub struct DeviceWeights {
 
 /// Whether kernels are made for this shape.
 pub fn check_shape(config: &Config) -> Result<()> {
-    ensure!(
-        config.head_dim == HEAD_DIM,
-        "the CUDA back end expected heads of {HEAD_DIM} dimensions, found {}; run this model with \
-         --backend cpu",
-        config.head_dim
-    );
-    ensure!(
-        config.experts <= MOST_EXPERTS,
-        "the CUDA back end expected up to {MOST_EXPERTS} experts, found {}; run this model with \
-         --backend cpu",
-        config.experts
-    );
-    Ok(())
+    let need = |holds: bool, expected: String, found: usize| -> Result<()> {
+        ensure!(
+            holds,
+            "the CUDA back end expected {expected}, found {found}; run this model with --backend cpu"
+        );
+        Ok(())
+    };
+    let (dim, group) = (config.head_dim, config.group());
+    need(
+        dim == HEAD_DIM,
+        format!("heads of {HEAD_DIM} dimensions"),
+        dim,
+    )?;
+    let most = format!("at most {QUERIES} query heads to a KV head");
+    need(group <= QUERIES, most, group)?;
+    let most = format!("up to {MOST_EXPERTS} experts");
+    need(config.experts <= MOST_EXPERTS, most, config.experts)?;
+    let most = format!("up to {MOST_USED} experts for a token");
+    need(config.experts_used <= MOST_USED, most, config.experts_used)
 }
 
 /// Device memory that a model's weights take, in bytes.

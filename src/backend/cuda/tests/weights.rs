@@ -274,15 +274,26 @@ fn gpu_weights_that_tiles_cannot_hold_are_refused_by_name() {
 }
 
 #[test]
-fn other_head_widths_are_refused() {
+fn shapes_without_kernels_are_refused() {
     let model = Random::new(1, 0..241).model(odd_shape(), &[], Format::F16);
-    assert!(check_shape(&model.config).is_ok());
-    let config = Config {
-        head_dim: 128,
-        ..model.config
+    let known = model.config;
+    assert!(check_shape(&known).is_ok());
+    let refused = |config: &Config, found: &str| {
+        let error = check_shape(config).expect_err(found).to_string();
+        assert!(error.contains(found), "{error}");
     };
-    let error = check_shape(&config).expect_err("128");
-    assert!(error.to_string().contains("found 128"), "{error}");
+    let mut config = known.clone();
+    config.head_dim = 128;
+    refused(&config, "heads of 64 dimensions, found 128");
+    let mut config = known.clone();
+    (config.heads, config.kv_heads) = (258, 2);
+    refused(&config, "found 129");
+    let mut config = known.clone();
+    config.experts = 129;
+    refused(&config, "experts, found 129");
+    let mut config = known;
+    config.experts_used = 9;
+    refused(&config, "for a token, found 9");
 }
 
 /// The released shape takes on the device what its matrices take in the file, but for vectors (37 MB) and
