@@ -4,10 +4,10 @@
 //! it fits whatever the queue's length. Where the queue is full when a later choice is due, that one
 //! waits: what the request has computed by then is never thrown away.
 
-use super::error::ApiError;
+use super::{error::ApiError, sse::SseEvent};
 use axum::http::StatusCode;
 use futures_util::{
-    FutureExt, StreamExt,
+    FutureExt, Stream, StreamExt,
     future::try_join_all,
     stream::{self, BoxStream},
 };
@@ -96,6 +96,47 @@ impl<C: Choice> Choices<C> {
             .flat_map_unordered(self.at_once, steps)
             .boxed()
     }
+}
+
+/// Writes the steps of choices as the events of one response.
+pub trait Writer: Send + 'static {
+    /// What comes of a choice.
+    type Step: Send + 'static;
+
+    /// Appends the events of a step of the choice `index`.
+    ///
+    /// # Errors
+    /// What takes the place of the rest.
+    fn step(
+        &mut self,
+        index: usize,
+        step: Self::Step,
+        out: &mut Vec<SseEvent>,
+    ) -> Result<(), ApiError>;
+
+    /// Appends what comes after the last step.
+    fn end(&mut self, out: &mut Vec<SseEvent>);
+}
+
+/// The events that `writer` makes of `steps`, and `[DONE]`. Dropping it drops the steps.
+pub fn events<W: Writer>(
+    writer: W,
+    steps: BoxStream<'static, (usize, W::Step)>,
+) -> impl Stream<Item = SseEvent> + Send {
+    let events = stream::unfold(Some((writer, steps)), |under_way| async move {
+        let (mut writer, mut steps) = under_way?;
+        let mut out = Vec::new();
+        match steps.next().await {
+            Some((index, step)) => match writer.step(index, step, &mut out) {
+                Ok(()) => return Some((stream::iter(out), Some((writer, steps)))),
+                Err(error) => out.push(SseEvent::error(&error)),
+            },
+            None => writer.end(&mut out),
+        }
+        out.push(SseEvent::Done);
+        Some((stream::iter(out), None))
+    });
+    events.flatten()
 }
 
 /// A choice that is admitted, or failed for another reason than a full queue.

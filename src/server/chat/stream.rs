@@ -6,16 +6,14 @@
 
 use super::answer::{Step, Style, Teller, finish_reason, logprobs};
 use crate::server::{
+    choices::{self, Writer},
+    error::ApiError,
     sse::SseEvent,
     turn::{Finish, Outcome, TurnEvent, stopped},
     usage::Total,
 };
-use futures_util::{
-    Stream, StreamExt,
-    stream::{self, BoxStream},
-};
+use futures_util::{Stream, stream::BoxStream};
 use serde_json::{Value, json};
-use std::collections::VecDeque;
 
 /// What all chunks of a response share, and how they are written.
 #[derive(Debug, Clone)]
@@ -69,17 +67,8 @@ pub fn events(
         began: false,
         outcome: None,
     };
-    let chunks = Chunks {
-        choices: std::iter::repeat_with(choice).take(n).collect(),
-        turns,
-        head,
-        ready: VecDeque::new(),
-        over: false,
-    };
-    stream::unfold(chunks, |mut chunks| async move {
-        let event = chunks.next().await?;
-        Some((event, chunks))
-    })
+    let choices = std::iter::repeat_with(choice).take(n).collect();
+    choices::events(Chunks { head, choices }, turns)
 }
 
 struct Choice {
@@ -91,40 +80,40 @@ struct Choice {
 
 struct Chunks {
     head: Head,
-    turns: BoxStream<'static, (usize, TurnEvent)>,
     choices: Vec<Choice>,
-    ready: VecDeque<SseEvent>,
-    over: bool,
+}
+
+impl Writer for Chunks {
+    type Step = TurnEvent;
+
+    fn step(
+        &mut self,
+        index: usize,
+        event: TurnEvent,
+        out: &mut Vec<SseEvent>,
+    ) -> Result<(), ApiError> {
+        match event {
+            TurnEvent::Failed(error) => return Err(error),
+            TurnEvent::Done(outcome) if outcome.finish == Finish::Cancelled => {
+                return Err(stopped());
+            }
+            TurnEvent::Done(outcome) => self.finish(index, outcome, out),
+            event => self.tell(index, event, out),
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, out: &mut Vec<SseEvent>) {
+        if self.head.usage {
+            let outcomes = self.choices.iter().filter_map(|c| c.outcome.as_deref());
+            let usage = usage(outcomes).value(self.head.explain);
+            out.push(self.head.chunk(json!([]), usage));
+        }
+    }
 }
 
 impl Chunks {
-    async fn next(&mut self) -> Option<SseEvent> {
-        loop {
-            if let Some(event) = self.ready.pop_front() {
-                return Some(event);
-            }
-            if self.over {
-                return None;
-            }
-            match self.turns.next().await {
-                Some((_, TurnEvent::Failed(error))) => self.fail(SseEvent::error(&error)),
-                Some((_, TurnEvent::Done(outcome))) if outcome.finish == Finish::Cancelled => {
-                    self.fail(SseEvent::error(&stopped()));
-                }
-                Some((index, TurnEvent::Done(outcome))) => self.finish(index, outcome),
-                Some((index, event)) => self.step(index, event),
-                None => self.end(),
-            }
-        }
-    }
-
-    fn fail(&mut self, error: SseEvent) {
-        self.turns = stream::empty().boxed();
-        self.over = true;
-        self.ready.extend([error, SseEvent::Done]);
-    }
-
-    fn step(&mut self, index: usize, event: TurnEvent) {
+    fn tell(&mut self, index: usize, event: TurnEvent, out: &mut Vec<SseEvent>) {
         let style = self.head.style;
         let Some(choice) = self.choices.get_mut(index) else {
             return;
@@ -162,48 +151,37 @@ impl Chunks {
                 json!({"tool_calls": [{"index": index, "function": {"arguments": text}}]})
             }
         };
-        self.begin(index, calls);
-        self.chunk(index, delta, tokens, None);
+        self.begin(index, calls, out);
+        out.push(self.chunk(index, delta, tokens, None));
     }
 
     /// The chunk with the role, if it has not come yet.
-    fn begin(&mut self, index: usize, calls: bool) {
+    fn begin(&mut self, index: usize, calls: bool, out: &mut Vec<SseEvent>) {
         let began = self.choices.get_mut(index);
         if began.is_some_and(|choice| !std::mem::replace(&mut choice.began, true)) {
             let content = (!calls).then_some("");
             let delta = json!({"role": "assistant", "content": content});
-            self.chunk(index, delta, Value::Null, None);
+            out.push(self.chunk(index, delta, Value::Null, None));
         }
     }
 
-    fn finish(&mut self, index: usize, outcome: Box<Outcome>) {
-        self.begin(index, false);
+    fn finish(&mut self, index: usize, outcome: Box<Outcome>, out: &mut Vec<SseEvent>) {
+        self.begin(index, false, out);
         let reason = finish_reason(outcome.finish, self.head.style);
-        self.chunk(index, json!({}), Value::Null, Some(reason));
+        out.push(self.chunk(index, json!({}), Value::Null, Some(reason)));
         if let Some(choice) = self.choices.get_mut(index) {
             choice.outcome = Some(outcome);
         }
     }
 
-    fn chunk(&mut self, index: usize, delta: Value, logprobs: Value, finish: Option<&str>) {
+    fn chunk(&self, index: usize, delta: Value, logprobs: Value, finish: Option<&str>) -> SseEvent {
         let choice = json!({
             "index": index,
             "delta": delta,
             "logprobs": logprobs,
             "finish_reason": finish,
         });
-        let chunk = self.head.chunk(json!([choice]), Value::Null);
-        self.ready.push_back(chunk);
-    }
-
-    fn end(&mut self) {
-        self.over = true;
-        if self.head.usage {
-            let outcomes = self.choices.iter().filter_map(|c| c.outcome.as_deref());
-            let usage = usage(outcomes).value(self.head.explain);
-            self.ready.push_back(self.head.chunk(json!([]), usage));
-        }
-        self.ready.push_back(SseEvent::Done);
+        self.head.chunk(json!([choice]), Value::Null)
     }
 }
 

@@ -5,13 +5,17 @@
 //! of the rest.
 
 use super::run::{Done, Piece, Step, logprobs};
-use crate::server::{FINGERPRINT, error::ApiError, sse::SseEvent, turn::stopped, usage::Total};
-use futures_util::{
-    Stream, StreamExt,
-    stream::{self, BoxStream},
+use crate::server::{
+    FINGERPRINT,
+    choices::{self, Writer},
+    error::ApiError,
+    sse::SseEvent,
+    turn::stopped,
+    usage::Total,
 };
+use futures_util::{Stream, StreamExt, stream::BoxStream};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 /// What all chunks of a response share.
 pub struct Head {
@@ -107,71 +111,49 @@ pub fn events(
     head: Head,
     steps: BoxStream<'static, (usize, Step)>,
 ) -> impl Stream<Item = SseEvent> + Send {
-    let chunks = Chunks {
-        done: BTreeMap::new(),
-        steps,
-        head,
-        ready: VecDeque::new(),
-        over: false,
-    };
-    stream::unfold(chunks, |mut chunks| async move {
-        let event = chunks.next().await?;
-        Some((event, chunks))
-    })
+    let done = BTreeMap::new();
+    choices::events(Chunks { head, done }, steps)
 }
 
 struct Chunks {
     head: Head,
-    steps: BoxStream<'static, (usize, Step)>,
     done: BTreeMap<usize, Box<Done>>,
-    ready: VecDeque<SseEvent>,
-    over: bool,
+}
+
+impl Writer for Chunks {
+    type Step = Step;
+
+    fn step(&mut self, index: usize, step: Step, out: &mut Vec<SseEvent>) -> Result<(), ApiError> {
+        match step {
+            Step::Text(piece) => out.push(self.chunk(index, &piece, None)),
+            Step::Done(done) => {
+                out.push(self.chunk(index, &done.rest, Some(done.finish)));
+                self.done.insert(index, done);
+            }
+            Step::Failed(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, out: &mut Vec<SseEvent>) {
+        if self.head.usage {
+            let usage = self.head.total(self.done.values().map(|done| &**done));
+            out.push(self.event(json!([]), usage));
+        }
+    }
 }
 
 impl Chunks {
-    async fn next(&mut self) -> Option<SseEvent> {
-        loop {
-            if let Some(event) = self.ready.pop_front() {
-                return Some(event);
-            }
-            if self.over {
-                return None;
-            }
-            match self.steps.next().await {
-                Some((index, Step::Text(piece))) => self.chunk(index, &piece, None),
-                Some((index, Step::Done(done))) => {
-                    self.chunk(index, &done.rest, Some(done.finish));
-                    self.done.insert(index, done);
-                }
-                Some((_, Step::Failed(error))) => {
-                    self.steps = stream::empty().boxed();
-                    self.over = true;
-                    self.ready.extend([SseEvent::error(&error), SseEvent::Done]);
-                }
-                None => self.end(),
-            }
-        }
-    }
-
-    fn chunk(&mut self, index: usize, piece: &Piece, finish: Option<&str>) {
+    fn chunk(&self, index: usize, piece: &Piece, finish: Option<&str>) -> SseEvent {
         let choice = self.head.choice(index, piece, finish);
-        self.send(json!([choice]), Value::Null);
+        self.event(json!([choice]), Value::Null)
     }
 
-    fn send(&mut self, choices: Value, usage: Value) {
+    fn event(&self, choices: Value, usage: Value) -> SseEvent {
         let mut chunk = self.head.object(choices);
         if self.head.usage {
             chunk["usage"] = usage;
         }
-        self.ready.push_back(SseEvent::json(&chunk));
-    }
-
-    fn end(&mut self) {
-        self.over = true;
-        if self.head.usage {
-            let usage = self.head.total(self.done.values().map(|done| &**done));
-            self.send(json!([]), usage);
-        }
-        self.ready.push_back(SseEvent::Done);
+        SseEvent::json(&chunk)
     }
 }
