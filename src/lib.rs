@@ -25,6 +25,7 @@ pub mod hub;
 pub mod kv;
 pub mod machine;
 pub mod measure;
+pub mod mlx;
 mod notice;
 pub mod quant;
 pub mod report;

@@ -390,7 +390,7 @@ fn mix(mut z: u64) -> u64 {
 
 /// A seed nobody asked for: from the random keys that std gets from the system. Kept below 2^53, so
 /// that a JSON reader gets back the number that was printed.
-fn fresh_seed() -> u64 {
+pub(crate) fn fresh_seed() -> u64 {
     use std::hash::{BuildHasher, Hasher, RandomState};
     RandomState::new().build_hasher().finish() >> 11
 }

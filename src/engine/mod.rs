@@ -246,6 +246,15 @@ pub enum Failure {
     /// The engine or its back end failed.
     #[error("{0}")]
     Broken(String),
+    /// What computes is gone, and may be back: the process that the request ran in died, say. The text
+    /// says what is known of it.
+    #[error("{message}")]
+    Unavailable {
+        /// What happened.
+        message: String,
+        /// When it should be back.
+        retry_after: Duration,
+    },
 }
 
 /// Why an answer ended.

@@ -4,14 +4,13 @@
 //! mask. One that is slow or panics holds up its own request; the others wait a tenth of a forward
 //! pass for it at most.
 
-use super::Message;
 use crate::{
     engine::{Cancel, Failure},
     sampler::{Mask, MaskSource},
 };
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -128,16 +127,22 @@ impl Queue {
     }
 }
 
+/// Where finished masks go.
+type Deliver = dyn Fn(Done) -> bool + Send + Sync;
+
 /// The threads, started when first needed.
 pub struct Masks {
     queue: Option<Arc<Queue>>,
-    inbox: mpsc::Sender<Message>,
+    deliver: Arc<Deliver>,
 }
 
 impl Masks {
-    /// Finished masks go to `inbox`.
-    pub fn new(inbox: mpsc::Sender<Message>) -> Masks {
-        Masks { queue: None, inbox }
+    /// Finished masks go to `deliver`, which says whether more are wanted.
+    pub fn new(deliver: impl Fn(Done) -> bool + Send + Sync + 'static) -> Masks {
+        Masks {
+            queue: None,
+            deliver: Arc::new(deliver),
+        }
     }
 
     /// Begins to compute the next mask of request `id`, unless that is known or under way. It is not
@@ -169,11 +174,11 @@ impl Masks {
             let queue = Arc::new(Queue::default());
             let mut started = 0;
             for n in 0..THREADS {
-                let (queue, inbox, quick) = (queue.clone(), self.inbox.clone(), started > 0);
+                let (queue, deliver, quick) = (queue.clone(), self.deliver.clone(), started > 0);
                 let thread = std::thread::Builder::new().name(format!("masks-{n}"));
                 let work = move || {
                     while let Some(task) = queue.next(quick) {
-                        if inbox.send(Message::Mask(task.run())).is_err() {
+                        if !deliver(task.run()) {
                             return;
                         }
                     }
@@ -232,6 +237,7 @@ impl Task {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::mpsc;
 
     /// Says that its mask was begun, and waits until it may be done.
     struct Gated(u64, mpsc::Sender<u64>, mpsc::Receiver<()>);
@@ -252,7 +258,7 @@ mod tests {
     fn slow_masks_leave_a_thread_to_quick_ones() {
         let (inbox, finished) = mpsc::channel();
         let (begun, began) = mpsc::channel();
-        let mut masks = Masks::new(inbox);
+        let mut masks = Masks::new(move |done| inbox.send(done).is_ok());
         let mut gates = Vec::new();
         let mut begin = |id, cost, cancel: &Cancel| {
             let (permit, gate) = mpsc::channel();
@@ -265,8 +271,8 @@ mod tests {
         let patience = Duration::from_secs(60);
         let next = || began.recv_timeout(patience);
         let done = || match finished.recv_timeout(patience) {
-            Ok(Message::Mask(done)) => done.id,
-            _ => panic!("no mask"),
+            Ok(done) => done.id,
+            Err(_) => panic!("no mask"),
         };
         // Four of one slow schema, the third of them given up meanwhile; then a quick one.
         begin(0, slow, &Cancel::default());

@@ -27,7 +27,8 @@ mod sample;
 mod sequence;
 mod step;
 
-pub use masks::{Constraint, Done};
+pub use masks::{Constraint, Done, Masks};
+pub use plan::Pace;
 pub use sequence::{Client, Sequence};
 
 use crate::{
@@ -36,8 +37,7 @@ use crate::{
     kv::KvCache,
 };
 use anyhow::{Result, anyhow};
-use masks::Masks;
-use plan::{GRID, Pace};
+use plan::GRID;
 use sequence::Live;
 use std::{
     any::Any,
@@ -86,6 +86,15 @@ impl Shared {
             .load(Ordering::Relaxed)
             .saturating_sub(stats.running);
         stats
+    }
+
+    /// Tells the callers.
+    pub fn publish(&self, totals: &Stats, retry_after: Duration) {
+        let mut stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        stats.clone_from(totals);
+        drop(stats);
+        let retry = self.retry_after.lock();
+        *retry.unwrap_or_else(PoisonError::into_inner) = retry_after;
     }
 
     /// When there should be room in the queue again.
@@ -163,7 +172,7 @@ impl Scheduler {
             free_slots: (0..rules.slots).rev().collect(),
             waiting: VecDeque::new(),
             running: Vec::new(),
-            masks: Masks::new(inbox),
+            masks: Masks::new(move |done| inbox.send(Message::Mask(done)).is_ok()),
             pace: Pace::default(),
             last_end: Instant::now(),
             over: Vec::new(),
@@ -346,16 +355,8 @@ impl Scheduler {
         self.totals.kv_blocks_in_use = self.cache.in_use();
         self.totals.kv_blocks_cached = self.cache.cached();
         self.totals.snapshots_used = self.cache.snapshots_used();
-        let mut stats = self
-            .shared
-            .stats
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        stats.clone_from(&self.totals);
-        drop(stats);
-        let retry_after = self.shared.retry_after.lock();
-        *retry_after.unwrap_or_else(PoisonError::into_inner) =
-            self.pace.retry_after(self.last_end.elapsed());
+        let retry_after = self.pace.retry_after(self.last_end.elapsed());
+        self.shared.publish(&self.totals, retry_after);
     }
 }
 

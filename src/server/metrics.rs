@@ -364,6 +364,7 @@ impl Timer {
                     Failure::Busy { .. } => "busy",
                     Failure::Stopped => "stopped",
                     Failure::Broken(_) => "broken",
+                    Failure::Unavailable { .. } => "unavailable",
                 };
                 let labels = [("model_name", self.name.as_str()), ("reason", reason)];
                 let counter = self

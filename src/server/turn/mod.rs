@@ -10,7 +10,7 @@ mod reader;
 
 pub use logprobs::{Pending, TokenLogprob};
 
-use super::{choices::Choice, error::ApiError, models::Served};
+use super::{choices::Choice, error::ApiError, health::unavailable, models::Served};
 use crate::{
     engine::{Cancel, Event, Events, Failure, FinishReason, Miss, Request, Usage},
     grammar::{Constraint, GrammarError, Rules},
@@ -231,6 +231,13 @@ impl From<Failure> for ApiError {
             Failure::Broken(message) => {
                 tracing::error!("the engine failed: {message}");
                 ApiError::internal("The engine failed on this request; the server's log says why.")
+            }
+            Failure::Unavailable {
+                message,
+                retry_after,
+            } => {
+                tracing::error!("{message}");
+                unavailable(&message, "engine_unavailable", retry_after)
             }
         }
     }

@@ -1,0 +1,29 @@
+//! MLX, Apple's array library, as a second engine: a Python process that runs mlx-lm's gpt-oss.
+//!
+//! Token ids go in, token ids come out ([`frame`]); the model, continuous batching and the choice of
+//! tokens are the worker's (`python/mlx_worker/`), Harmony, grammars and HTTP stay here. The worker is a
+//! guest that may die at any time: [`process`] keeps it on a leash, [`watch`] says when it is given up,
+//! [`driver`] fails the requests that were in it, and only those, and starts another.
+
+mod driver;
+mod engine;
+mod frame;
+mod process;
+mod scorer;
+mod watch;
+
+pub use engine::{MlxEngine, MlxOptions, describe};
+pub use frame::{Hello, Memory};
+pub use scorer::{MlxScorer, hello};
+pub use watch::Patience;
+
+/// The worker's word for a variant of YaRN.
+fn rope(upstream: bool) -> &'static str {
+    match upstream {
+        true => "upstream",
+        false => "released",
+    }
+}
+
+#[cfg(test)]
+mod tests;
