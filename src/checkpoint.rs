@@ -5,8 +5,9 @@
 use crate::{
     config::Config,
     gguf::{FileError, Gguf, TensorInfo},
+    safetensors::Folder,
     tokenizer::Tokenizer,
-    weights::{Check, Model},
+    weights::{Check, Model, Tensors},
 };
 use anyhow::Result;
 use memmap2::Mmap;
@@ -20,6 +21,8 @@ use std::{
 pub enum Checkpoint {
     /// A GGUF file, or all parts of a split one.
     Gguf(Gguf),
+    /// A folder of safetensors: MLX's, or OpenAI's release.
+    Folder(Folder),
 }
 
 impl From<Gguf> for Checkpoint {
@@ -29,18 +32,22 @@ impl From<Gguf> for Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a GGUF file (any part of a split one opens them all).
+    /// Opens a GGUF file (any part of a split one opens them all), or a folder of safetensors.
     ///
     /// # Errors
     /// When it can't be read or is damaged: names the file, and what was expected and found.
     pub fn open(path: &Path) -> Result<Checkpoint> {
-        Ok(Gguf::open(path)?.into())
+        Ok(match path.is_dir() {
+            true => Checkpoint::Folder(Folder::open(path)?),
+            false => Checkpoint::Gguf(Gguf::open(path)?),
+        })
     }
 
-    /// The file, for messages.
+    /// The file or folder, for messages.
     pub fn path(&self) -> &Path {
         match self {
             Checkpoint::Gguf(gguf) => gguf.path(),
+            Checkpoint::Folder(folder) => folder.path(),
         }
     }
 
@@ -48,6 +55,7 @@ impl Checkpoint {
     pub fn files(&self) -> &[(PathBuf, Arc<Mmap>)] {
         match self {
             Checkpoint::Gguf(gguf) => &gguf.files,
+            Checkpoint::Folder(folder) => folder.files(),
         }
     }
 
@@ -56,30 +64,33 @@ impl Checkpoint {
         self.files().iter().map(|(_, map)| map.len() as u64).sum()
     }
 
-    /// Its tensors under llama.cpp's names.
+    /// Its tensors under llama.cpp's names; a folder's of the types they are read as.
     pub fn tensors(&self) -> &[TensorInfo] {
         match self {
             Checkpoint::Gguf(gguf) => &gguf.tensors,
+            Checkpoint::Folder(folder) => folder.tensors(),
         }
     }
 
     /// The shape, checked.
     ///
     /// # Errors
-    /// Name the file, the key, what was expected and what was found.
+    /// Name the file, the key or field, what was expected and what was found.
     pub fn config(&self) -> Result<Config, FileError> {
         match self {
-            Checkpoint::Gguf(gguf) => Config::from_gguf(gguf),
+            Checkpoint::Gguf(gguf) => gguf.config(),
+            Checkpoint::Folder(folder) => folder.config(),
         }
     }
 
     /// Its vocabulary, ready to encode and decode.
     ///
     /// # Errors
-    /// As [`Tokenizer::from_gguf`]'s.
+    /// As [`Tokenizer::from_gguf`]'s or [`Folder::vocabulary`]'s.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         match self {
             Checkpoint::Gguf(gguf) => Tokenizer::from_gguf(gguf),
+            Checkpoint::Folder(folder) => folder.tokenizer(),
         }
     }
 
@@ -88,6 +99,7 @@ impl Checkpoint {
     pub fn check(&self) -> Result<Check> {
         match self {
             Checkpoint::Gguf(gguf) => Model::check(gguf),
+            Checkpoint::Folder(folder) => Model::check(folder),
         }
     }
 
@@ -95,6 +107,7 @@ impl Checkpoint {
     pub fn load(&self) -> Result<Model> {
         match self {
             Checkpoint::Gguf(gguf) => Model::load(gguf),
+            Checkpoint::Folder(folder) => Model::load(folder),
         }
     }
 }

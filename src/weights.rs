@@ -5,10 +5,13 @@
 
 mod convert;
 mod load;
+mod tensors;
+
+pub use tensors::Tensors;
 
 use crate::{
     config::Config,
-    gguf::{Bytes, Gguf},
+    gguf::Bytes,
     quant::{self, GgmlType},
 };
 
@@ -62,9 +65,38 @@ pub struct Matrix {
     pub cols: usize,
     /// `rows * format.row_bytes(cols)` bytes, unaligned.
     pub data: Bytes,
+    /// What is added to the values of each group of a row: what MLX's affine matrices have beyond Q8_0.
+    pub offsets: Option<Offsets>,
+}
+
+/// A number for each group of a matrix's rows, to be added to its values.
+#[derive(Clone)]
+pub struct Offsets {
+    /// Values of a group: 32, 64 or 128.
+    pub group: usize,
+    /// f32 `[rows, stride(cols)]`; those beyond a row's groups are zero.
+    pub data: Bytes,
+}
+
+impl Offsets {
+    /// Numbers of a row of `cols` values: its groups, rounded up to what the kernels step by.
+    pub fn stride(&self, cols: usize) -> usize {
+        (cols / self.group).next_multiple_of(16)
+    }
+
+    /// The bytes of rows `rows` of a matrix of `cols` columns.
+    pub fn row_data(&self, rows: std::ops::Range<usize>, cols: usize) -> &[u8] {
+        let n = self.stride(cols) * size_of::<f32>();
+        &self.data[rows.start * n..rows.end * n]
+    }
 }
 
 impl Matrix {
+    /// Bytes of all of it.
+    pub fn bytes(&self) -> usize {
+        self.data.len() + self.offsets.as_ref().map_or(0, |o| o.data.len())
+    }
+
     /// The bytes of rows `rows`.
     pub fn row_data(&self, rows: std::ops::Range<usize>) -> &[u8] {
         let n = self.format.row_bytes(self.cols);
@@ -82,6 +114,11 @@ impl Matrix {
             rows: rows.len(),
             cols: self.cols,
             data: self.data.slice(rows.start * n..rows.end * n),
+            offsets: self.offsets.as_ref().map(|offsets| {
+                let n = offsets.stride(self.cols) * size_of::<f32>();
+                let data = offsets.data.slice(rows.start * n..rows.end * n);
+                Offsets { data, ..*offsets }
+            }),
         }
     }
 
@@ -91,6 +128,13 @@ impl Matrix {
     /// When there is no such row or `out` isn't `cols` long.
     pub fn row_to_f32(&self, row: usize, out: &mut [f32]) {
         quant::dequantize(self.format.kind(), self.row_data(row..row + 1), out);
+        if let Some(offsets) = &self.offsets {
+            let groups = offsets.row_data(row..row + 1, self.cols).chunks_exact(4);
+            for (out, offset) in out.chunks_exact_mut(offsets.group).zip(groups) {
+                let offset = f32::from_le_bytes([offset[0], offset[1], offset[2], offset[3]]);
+                out.iter_mut().for_each(|value| *value += offset);
+            }
+        }
     }
 }
 
@@ -162,18 +206,18 @@ pub struct Check {
 pub struct Cost {
     /// What the user should know: conversions of other quantizations and their cost.
     pub notes: Vec<String>,
-    /// Memory that loading takes for converted weights, in F16; all others stay in the map.
+    /// Memory that loading takes for converted and repacked weights; all others stay in the map.
     pub converted_bytes: u64,
 }
 
 impl Model {
     /// Reads and checks shape and weights. What the user should know about them is told on stderr,
     /// before the work is done.
-    pub fn load(gguf: &Gguf) -> anyhow::Result<Model> {
-        let tell = |note: &str| tell!("{}: {note}", gguf.path().display());
-        let before = Model::check(gguf)?.cost.notes;
+    pub fn load(files: &impl Tensors) -> anyhow::Result<Model> {
+        let tell = |note: &str| tell!("{}: {note}", files.path().display());
+        let before = Model::check(files)?.cost.notes;
         before.iter().for_each(|note| tell(note));
-        let (model, after) = Model::load_with_notes(gguf)?;
+        let (model, after) = Model::load_with_notes(files)?;
         // A tensor that F16 couldn't hold became F32.
         let new = after.iter().filter(|note| !before.contains(note));
         new.for_each(|note| tell(note));
@@ -181,17 +225,17 @@ impl Model {
     }
 
     /// As [`Model::load`], with the notes returned instead of told.
-    pub fn load_with_notes(gguf: &Gguf) -> anyhow::Result<(Model, Vec<String>)> {
-        let config = Config::from_gguf(gguf)?;
-        let (weights, cost) = load::Loader::new(gguf, &config, false).weights()?;
+    pub fn load_with_notes(files: &impl Tensors) -> anyhow::Result<(Model, Vec<String>)> {
+        let config = files.config()?;
+        let (weights, cost) = load::Loader::new(files, &config, false).weights()?;
         Ok((Model { config, weights }, cost.notes))
     }
 
     /// Whether [`Model::load`] would succeed, as far as metadata, names, shapes and types tell, and
     /// what it would cost. Reads no weight.
-    pub fn check(gguf: &Gguf) -> anyhow::Result<Check> {
-        let config = Config::from_gguf(gguf)?;
-        let (weights, cost) = load::Loader::new(gguf, &config, true).weights()?;
+    pub fn check(files: &impl Tensors) -> anyhow::Result<Check> {
+        let config = files.config()?;
+        let (weights, cost) = load::Loader::new(files, &config, true).weights()?;
         let model = Model { config, weights };
         Ok(Check { model, cost })
     }

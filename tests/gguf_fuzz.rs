@@ -10,6 +10,7 @@ mod gguf_file;
 
 use gguf_file::{GgufFile, Random, Shape, string};
 use gossamer::{
+    checkpoint::Checkpoint,
     cli::inspect,
     gguf::Gguf,
     quant::GgmlType,
@@ -244,8 +245,9 @@ fn exercise(path: &Path, file_bytes: usize) -> Outcome {
             return Outcome::NotOpened;
         }
     };
+    let checkpoint = Checkpoint::from(gguf);
     for json in [false, true] {
-        let (report, peak) = peak_of(|| inspect::report(&gguf, json).unwrap());
+        let (report, peak) = peak_of(|| inspect::report(&checkpoint, json).unwrap());
         assert!(!report.is_empty());
         let bound = 64 * file_bytes + (1 << 20);
         assert!(
@@ -253,6 +255,9 @@ fn exercise(path: &Path, file_bytes: usize) -> Outcome {
             "inspecting {file_bytes} bytes took {peak} of memory"
         );
     }
+    let Checkpoint::Gguf(gguf) = checkpoint else {
+        unreachable!("it was made from a file")
+    };
     let (model, peak) = peak_of(|| Model::load_with_notes(&gguf));
     // The scratch of conversions is 64 KiB a thread; threads have their own costs.
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());

@@ -43,7 +43,7 @@ fn tells_what_a_file_holds() {
         out.contains("96 x string [\"t0\", \"t1\", \"t2\", \"t3\", \"t4\", \"t5\", …]"),
         "{out}"
     );
-    assert!(out.contains("MXFP4     64 x 32 x 4"), "{out}");
+    assert!(out.contains("MXFP4        64 x 32 x 4"), "{out}");
     assert!(
         !out.contains('\x1b'),
         "what a terminal would obey is escaped"

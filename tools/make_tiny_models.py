@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""One small random gpt-oss model in two forms with equal weights: GGUF and MLX.
+"""One small random gpt-oss model in two or three forms with equal weights: GGUF, MLX and OpenAI's.
 
-    make_tiny_models.py OUT_DIR [--seed N] [--tokens 300]
+    make_tiny_models.py OUT_DIR [--seed N] [--tokens 300] [--dense q8|affine|bf16] [--shards 2]
 
-writes OUT_DIR/tiny.gguf, OUT_DIR/mlx/{config.json,model.safetensors} and OUT_DIR/ids.json (random
-token ids). Every value is exact in each form: MXFP4 blocks are repacked without arithmetic, Q8_0 is
-MLX's affine 8-bit form with scale = d and bias = -128 d (groups of 32), the rest is f32. Numbers
-come from the raw stream of a counter-based generator and integer arithmetic, so that a seed gives
+writes OUT_DIR/tiny.gguf, OUT_DIR/mlx/{config.json,model.safetensors,tokenizer.json} and OUT_DIR/ids.json
+(random token ids). Every value is exact in each form: MXFP4 blocks are repacked without arithmetic, Q8_0 is
+MLX's affine 8-bit form with scale = d and bias = -128 d (groups of 32), the rest is f32. With `affine`,
+dense matrices have arbitrary bf16 scales and biases a group of 64, as MLX's own converter makes them, and are
+F32 in the GGUF file; with `bf16` they and all vectors are BF16, and OUT_DIR/hf is the model in the layout of
+OpenAI's release. Numbers come from the raw stream of a counter-based generator and integer arithmetic, so that a seed gives
 the same bytes on every machine. Magnitudes are chosen so that the clamp at 7, the sinks, the edge
 of the window and the fourth expert all show in the logits.
 """
@@ -16,7 +18,8 @@ import pathlib
 
 import gguf
 import numpy as np
-from safetensors.numpy import save_file
+
+import mlx_form
 
 SHAPE = dict(layers=4, hidden=192, heads=4, kv_heads=2, head_dim=64, experts=8, experts_used=4,
              width=128, vocab=512, window=128, context=131072, theta=150000.0, factor=32.0, original=4096)
@@ -67,6 +70,53 @@ class Q8:
         return {f"{name}.weight": packed, f"{name}.scales": d, f"{name}.biases": -128 * d}
 
 
+class Affine:
+    """Rows of 8-bit integers with a bf16 scale and a bf16 bias a group of 64."""
+
+    def __init__(self, random, std, rows, cols):
+        base = np.float32(2.0 ** np.floor(np.log2(std / 37 / 1.5)))
+        groups = (rows, cols // 64)
+        self.scale = (base * (1 + random.bytes(*groups) // 2 / 128)).astype(np.float32)
+        self.bias = (-base * (128 + random.bytes(*groups) // 2)).astype(np.float32)
+        self.q = np.clip(random.bell(*groups, 64) + 128, 0, 255)
+        # A row that training never touched, as MLX writes it: no scale to speak of, equal integers.
+        self.scale[-1], self.bias[-1], self.q[-1] = np.float32(2.0**-30), base, 7
+
+    def without_q8_0(self):
+        """One group whose scale no f16 holds."""
+        self.scale[0, 0] = np.float32(2.0**-30)
+        return self
+
+    def values(self):
+        return (self.scale[..., None] * self.q.astype(np.float32) + self.bias[..., None]).reshape(len(self.q), -1)
+
+    def mlx(self, name):
+        packed = self.q.astype(np.uint8).reshape(len(self.q), -1).view("<u4")
+        return {f"{name}.weight": packed, f"{name}.scales": mlx_form.BF16(self.scale),
+                f"{name}.biases": mlx_form.BF16(self.bias)}
+
+
+class Dense:
+    """Rows of bf16 values."""
+
+    def __init__(self, random, std, rows, cols):
+        self.all = bf16((std / 37 * (random.bell(rows, cols) + random.bytes(rows, cols) / 256)).astype(np.float32))
+
+    def values(self):
+        return self.all
+
+    def gguf(self):
+        return mlx_form.BF16(self.all).bits.view(np.uint8)
+
+    def mlx(self, name):
+        return {f"{name}.weight": mlx_form.BF16(self.all)}
+
+
+def bf16(values):
+    """Cut to bf16."""
+    return (values.view(np.uint32) & 0xffff0000).view(np.float32)
+
+
 class Mxfp4:
     """[experts, rows, cols] of e2m1 codes with an e8m0 scale a block of 32."""
 
@@ -87,10 +137,16 @@ class Mxfp4:
         packed = (self.codes[..., ::2] | self.codes[..., 1::2] << 4).reshape(*self.codes.shape[:2], -1)
         return {f"{name}.weight": packed.view("<u4"), f"{name}.scales": self.e}
 
+    def blocks(self):
+        """As OpenAI's release has them."""
+        packed = self.codes[..., ::2] | self.codes[..., 1::2] << 4
+        return {"_blocks": packed, "_scales": self.e}
 
-def make(seed):
-    """The model's parts by MLX module name: Q8, Mxfp4 or f32 arrays."""
+
+def make(seed, dense="q8"):
+    """The model's parts by MLX module name: matrices or f32 arrays."""
     s, random = SHAPE, Random(seed)
+    Q8 = DENSE[dense]
     hidden, q_width, kv_width = s["hidden"], s["heads"] * s["head_dim"], s["kv_heads"] * s["head_dim"]
     parts = {
         "model.embed_tokens": Q8(random, 1.0, s["vocab"], hidden),
@@ -112,8 +168,14 @@ def make(seed):
                                       ("down", hidden, s["width"], 0.003)]:
             parts[f"{at}mlp.experts.{name}_proj"] = Mxfp4(random, std, s["experts"], rows, cols)
             parts[f"{at}mlp.experts.{name}_proj.bias"] = random.floats(-0.5, 0.5, s["experts"], rows)
+    if dense == "affine":
+        parts["model.layers.1.self_attn.k_proj"].without_q8_0()
+    if dense == "bf16":
+        parts = {n: bf16(p) if isinstance(p, np.ndarray) else p for n, p in parts.items()}
     return parts, random
 
+
+DENSE = {"q8": Q8, "affine": Affine, "bf16": Dense}
 
 GGUF_NAMES = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -188,36 +250,53 @@ def write_gguf(parts, path):
             w.add_tensor(name, part.gguf(), raw_dtype=gguf.GGMLQuantizationType.MXFP4)
         elif isinstance(part, Q8) and "ffn_gate_inp" not in name:
             w.add_tensor(name, part.gguf(), raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        elif isinstance(part, Dense) and "ffn_gate_inp" not in name:
+            w.add_tensor(name, part.gguf(), raw_dtype=gguf.GGMLQuantizationType.BF16)
         else:
-            w.add_tensor(name, part.values() if isinstance(part, Q8) else part)
+            w.add_tensor(name, part if isinstance(part, np.ndarray) else part.values())
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_tensors_to_file()
     w.close()
 
 
-def write_mlx(parts, folder):
-    s = SHAPE
-    folder.mkdir(parents=True, exist_ok=True)
+def write_mlx(parts, folder, shards=1):
     tensors, quantization = {}, {"group_size": 32, "bits": 4, "mode": "mxfp4"}
     for name, part in parts.items():
-        if isinstance(part, Q8):
-            quantization[name] = {"group_size": 32, "bits": 8, "mode": "affine"}
+        if isinstance(part, (Q8, Affine)):
+            group = 32 if isinstance(part, Q8) else 64
+            quantization[name] = {"group_size": group, "bits": 8, "mode": "affine"}
         tensors |= {name: part} if isinstance(part, np.ndarray) else part.mlx(name)
-    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / "model.safetensors",
-              metadata={"format": "mlx"})
-    config = {
-        "model_type": "gpt_oss", "architectures": ["GptOssForCausalLM"], "num_hidden_layers": s["layers"],
-        "hidden_size": s["hidden"], "intermediate_size": s["width"], "num_attention_heads": s["heads"],
-        "num_key_value_heads": s["kv_heads"], "head_dim": s["head_dim"], "num_local_experts": s["experts"],
-        "num_experts_per_tok": s["experts_used"], "vocab_size": s["vocab"], "rms_norm_eps": 1e-5,
-        "sliding_window": s["window"], "max_position_embeddings": s["context"], "rope_theta": s["theta"],
-        "rope_scaling": {"rope_type": "yarn", "factor": s["factor"], "beta_fast": 32.0, "beta_slow": 1.0,
-                         "original_max_position_embeddings": s["original"], "truncate": False},
-        "layer_types": ["sliding_attention", "full_attention"] * (s["layers"] // 2),
-        "tie_word_embeddings": False, "quantization": quantization, "quantization_config": quantization,
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    mlx_form.save_weights(tensors, folder, shards)
+    write_rest(folder, quantization)
+
+
+def write_hf(parts, folder):
+    """OpenAI's layout: experts as blocks and scales, rows of gate and up in turns, the rest BF16."""
+    def in_turns(gate, up):
+        return np.stack([gate, up], axis=2).reshape(gate.shape[0], -1, *gate.shape[2:])
+    tensors = {}
+    for name, part in parts.items():
+        if "experts" not in name:
+            tensors |= {name: mlx_form.BF16(part)} if isinstance(part, np.ndarray) else part.mlx(name)
+    for layer in range(SHAPE["layers"]):
+        at = f"model.layers.{layer}.mlp.experts."
+        gate, up, down = (parts[f"{at}{part}_proj"].blocks() for part in ("gate", "up", "down"))
+        for suffix in gate:
+            tensors[f"{at}gate_up_proj{suffix}"] = in_turns(gate[suffix], up[suffix])
+            tensors[f"{at}down_proj{suffix}"] = down[suffix]
+        gate, up, down = (parts[f"{at}{part}_proj.bias"] for part in ("gate", "up", "down"))
+        tensors[at + "gate_up_proj_bias"] = mlx_form.BF16(in_turns(gate, up))
+        tensors[at + "down_proj_bias"] = mlx_form.BF16(down)
+    mlx_form.save_weights(tensors, folder)
+    write_rest(folder, None)
+
+
+def write_rest(folder, quantization):
+    tokens, kinds, merges = vocabulary(SHAPE["vocab"])
+    config = mlx_form.model_config(SHAPE, quantization, tokens.index("<|return|>"))
+    mlx_form.write_json(folder / "config.json", config)
+    mlx_form.write_json(folder / "tokenizer.json", mlx_form.tokenizer(tokens, kinds, merges))
 
 
 def main():
@@ -225,11 +304,15 @@ def main():
     cli.add_argument("out", type=pathlib.Path)
     cli.add_argument("--seed", type=int, default=1)
     cli.add_argument("--tokens", type=int, default=300)
+    cli.add_argument("--dense", choices=DENSE, default="q8")
+    cli.add_argument("--shards", type=int, default=1)
     args = cli.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    parts, random = make(args.seed)
+    parts, random = make(args.seed, args.dense)
     write_gguf(parts, args.out / "tiny.gguf")
-    write_mlx(parts, args.out / "mlx")
+    write_mlx(parts, args.out / "mlx", args.shards)
+    if args.dense == "bf16":
+        write_hf(parts, args.out / "hf")
     ids = (random.bytes(args.tokens) * 256 + random.bytes(args.tokens)) % SHAPE["vocab"]
     (args.out / "ids.json").write_text(json.dumps(ids.tolist()))
 

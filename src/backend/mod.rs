@@ -165,11 +165,11 @@ impl Work {
         self.logit_rows += logit_rows as u64;
         for layer in &weights.layers {
             let dense = [&layer.q, &layer.k, &layer.v, &layer.o, &layer.router];
-            let bytes = dense.iter().map(|l| l.weight.data.len() as u64);
+            let bytes = dense.iter().map(|l| l.weight.bytes() as u64);
             self.bytes += bytes.sum::<u64>();
         }
         if logit_rows > 0 {
-            self.bytes += weights.output.data.len() as u64;
+            self.bytes += weights.output.bytes() as u64;
         }
         let position = (2 * config.kv_heads * config.head_dim * 2) as u64;
         for segment in &batch.segments {

@@ -405,7 +405,11 @@ impl Reference {
                 y[o] = dot(&decoded, x) as f32;
             }
         }
-        self.work.bytes += (outputs.len() * w.format.row_bytes(w.cols)) as u64;
+        let offsets = w
+            .offsets
+            .as_ref()
+            .map_or(0, |o| o.stride(w.cols) * size_of::<f32>());
+        self.work.bytes += (outputs.len() * (w.format.row_bytes(w.cols) + offsets)) as u64;
         y
     }
 }

@@ -1,12 +1,12 @@
-//! `gossamer inspect`: what a GGUF file holds, without reading its weights.
+//! `gossamer inspect`: what a model's files hold, without reading weights.
 
 use super::model::find;
 use crate::{
+    checkpoint::Checkpoint,
     config::Config,
     gguf::{Array, Gguf, TensorInfo, Value},
     hub,
     quant::GgmlType,
-    weights::Model,
 };
 use anyhow::Result;
 use serde_json::{Map, Value as Json, json};
@@ -16,7 +16,8 @@ use std::{collections::BTreeMap, fmt::Write as _, io::Write as _};
 #[derive(clap::Args, Debug)]
 #[command(after_help = HELP)]
 pub struct Args {
-    /// A GGUF file (any part of a split one), or the name of a pulled model such as gpt-oss-20b
+    /// A GGUF file (any part of a split one), a folder of safetensors, or the name of a pulled model such
+    /// as gpt-oss-20b
     #[arg(value_name = "FILE")]
     file: String,
     /// One JSON object on stdout
@@ -30,7 +31,8 @@ Examples:
   gossamer inspect m.gguf --json | jq .types
 
 Any GGUF file can be shown, of other models and of types that Gossamer doesn't run too; the line
-`runs` says whether it does. No weight is read: a 12 GB file takes a few milliseconds.";
+`runs` says whether it does. Of a folder of safetensors, tensors are shown under their own names, in
+the form that they have there. No weight is read: a 12 GB file takes a few milliseconds.";
 
 /// Elements of an array that are shown.
 const SHOWN: usize = 6;
@@ -39,18 +41,70 @@ const SHOWN_CHARS: usize = 60;
 
 /// Prints the file's header, metadata, tensors and bytes by type.
 pub fn run(args: Args) -> Result<()> {
-    let gguf = Gguf::open(&find(&args.file)?)?;
-    let text = report(&gguf, args.json)?;
+    let checkpoint = Checkpoint::open(&find(&args.file)?)?;
+    let text = report(&checkpoint, args.json)?;
     std::io::stdout().lock().write_all(text.as_bytes())?;
     Ok(())
 }
 
 /// What is printed: a listing for people, or one JSON object.
-pub fn report(gguf: &Gguf, json: bool) -> Result<String> {
+pub fn report(checkpoint: &Checkpoint, json: bool) -> Result<String> {
     if json {
-        Ok(serde_json::to_string_pretty(&as_json(gguf))? + "\n")
+        Ok(serde_json::to_string_pretty(&as_json(checkpoint))? + "\n")
     } else {
-        Ok(listing(gguf))
+        Ok(listing(checkpoint))
+    }
+}
+
+/// A tensor as it is shown.
+struct Shown<'a> {
+    /// As the file or folder names it.
+    name: &'a str,
+    /// Its type, or an MLX matrix's form such as `affine8/64`.
+    form: String,
+    info: &'a TensorInfo,
+}
+
+fn tensors(checkpoint: &Checkpoint) -> Vec<Shown<'_>> {
+    match checkpoint {
+        Checkpoint::Gguf(gguf) => {
+            let shown = gguf.tensors.iter().map(|info| Shown {
+                name: &info.name,
+                form: info.kind.to_string(),
+                info,
+            });
+            shown.collect()
+        }
+        Checkpoint::Folder(folder) => {
+            let shown = folder.listing();
+            shown
+                .map(|(info, name, form)| Shown { name, form, info })
+                .collect()
+        }
+    }
+}
+
+/// Tensors and bytes of each form, most bytes first.
+fn by_form(tensors: &[Shown]) -> Vec<(String, usize, usize)> {
+    let mut sums: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+    for tensor in tensors {
+        let sum = sums.entry(&tensor.form).or_default();
+        sum.0 += 1;
+        sum.1 += tensor.info.bytes;
+    }
+    let mut sums: Vec<_> = sums
+        .into_iter()
+        .map(|(form, (n, bytes))| (form.to_owned(), n, bytes))
+        .collect();
+    sums.sort_by_key(|&(_, _, bytes)| std::cmp::Reverse(bytes));
+    sums
+}
+
+/// The metadata of a GGUF file; a folder's is its config.json.
+fn gguf(checkpoint: &Checkpoint) -> Option<&Gguf> {
+    match checkpoint {
+        Checkpoint::Gguf(gguf) => Some(gguf),
+        Checkpoint::Folder(_) => None,
     }
 }
 
@@ -71,48 +125,45 @@ pub(crate) fn parameters(tensors: &[TensorInfo], config: Option<&Config>) -> (u6
     (all, active)
 }
 
-/// Tensors and bytes of each type, most bytes first.
-pub(crate) fn by_type(tensors: &[TensorInfo]) -> Vec<(GgmlType, usize, usize)> {
-    let mut sums: BTreeMap<GgmlType, (usize, usize)> = BTreeMap::new();
+/// The type of most bytes.
+pub(crate) fn main_type(tensors: &[TensorInfo]) -> Option<GgmlType> {
+    let mut sums: BTreeMap<GgmlType, usize> = BTreeMap::new();
     for tensor in tensors {
-        let sum = sums.entry(tensor.kind).or_default();
-        sum.0 += 1;
-        sum.1 += tensor.bytes;
+        *sums.entry(tensor.kind).or_default() += tensor.bytes;
     }
-    let mut sums: Vec<_> = sums
-        .into_iter()
-        .map(|(kind, (n, bytes))| (kind, n, bytes))
-        .collect();
-    sums.sort_by_key(|&(_, _, bytes)| std::cmp::Reverse(bytes));
-    sums
+    sums.into_iter()
+        .max_by_key(|&(_, bytes)| bytes)
+        .map(|(kind, _)| kind)
 }
 
-fn as_json(gguf: &Gguf) -> Json {
-    let checked = Model::check(gguf);
+fn as_json(checkpoint: &Checkpoint) -> Json {
+    let checked = checkpoint.check();
     let config = checked.as_ref().ok().map(|check| &check.model.config);
-    let (all, active) = parameters(&gguf.tensors, config);
-    let files: Vec<Json> = gguf
-        .files
+    let (all, active) = parameters(checkpoint.tensors(), config);
+    let (gguf, shown) = (gguf(checkpoint), tensors(checkpoint));
+    let files: Vec<Json> = checkpoint
+        .files()
         .iter()
         .map(|(path, map)| json!({ "path": path.display().to_string(), "bytes": map.len() }))
         .collect();
     let mut metadata = Map::new();
-    for (key, value) in gguf.metadata() {
+    for (key, value) in gguf.into_iter().flat_map(Gguf::metadata) {
         metadata.insert(key.to_owned(), json_value(value));
     }
-    let tensor = |t: &TensorInfo| {
-        json!({ "name": t.name, "type": t.kind.name(), "dims": t.dims, "bytes": t.bytes,
-                "file": t.file, "offset": t.offset })
+    let tensor = |t: &Shown| {
+        let Shown { name, form, info } = t;
+        json!({ "name": name, "type": form, "dims": info.dims, "bytes": info.bytes,
+                "file": info.file, "offset": info.offset })
     };
-    let types: Vec<Json> = by_type(&gguf.tensors)
+    let types: Vec<Json> = by_form(&shown)
         .into_iter()
-        .map(|(kind, n, bytes)| json!({ "type": kind.name(), "tensors": n, "bytes": bytes }))
+        .map(|(form, n, bytes)| json!({ "type": form, "tensors": n, "bytes": bytes }))
         .collect();
     json!({
         "files": files,
-        "bytes": gguf.files.iter().map(|(_, map)| map.len()).sum::<usize>(),
-        "version": gguf.version,
-        "alignment": gguf.alignment,
+        "bytes": checkpoint.file_bytes(),
+        "version": gguf.map(|gguf| gguf.version),
+        "alignment": gguf.map(|gguf| gguf.alignment),
         "runs": config.is_some(),
         "error": checked.as_ref().err().map(|e| format!("{e:#}")),
         "notes": checked.as_ref().map(|check| check.cost.notes.as_slice()).unwrap_or_default(),
@@ -128,7 +179,7 @@ fn as_json(gguf: &Gguf) -> Json {
         "parameters": { "all": all, "active": config.map(|_| active) },
         "types": types,
         "metadata": metadata,
-        "tensors": gguf.tensors.iter().map(tensor).collect::<Vec<_>>(),
+        "tensors": shown.iter().map(tensor).collect::<Vec<_>>(),
     })
 }
 
@@ -157,9 +208,35 @@ fn json_value(value: Value<'_>) -> Json {
     }
 }
 
-fn listing(gguf: &Gguf) -> String {
+fn listing(checkpoint: &Checkpoint) -> String {
     let mut out = String::new();
-    summary(gguf, &mut out);
+    let tensors = tensors(checkpoint);
+    summary(checkpoint, &tensors, &mut out);
+    if let Some(gguf) = gguf(checkpoint) {
+        metadata(gguf, &mut out);
+    }
+    let wide = tensors
+        .iter()
+        .map(|t| t.name.chars().count())
+        .max()
+        .unwrap_or(0)
+        .min(50);
+    let _ = writeln!(out, "\ntensors ({})", tensors.len());
+    for t in &tensors {
+        let dims: Vec<String> = t.info.dims.iter().map(u64::to_string).collect();
+        let name = plain(t.name);
+        let dims = dims.join(" x ");
+        let _ = writeln!(
+            out,
+            "  {name:wide$}  {:11}  {dims:20}  {:>10}",
+            t.form,
+            hub::human(t.info.bytes as u64)
+        );
+    }
+    out
+}
+
+fn metadata(gguf: &Gguf, out: &mut String) {
     let keys: Vec<(String, String)> = gguf
         .metadata()
         .map(|(key, value)| (plain(key), show(value)))
@@ -174,55 +251,37 @@ fn listing(gguf: &Gguf) -> String {
     for (key, value) in keys {
         let _ = writeln!(out, "  {key:wide$}  {value}");
     }
-    let wide = gguf
-        .tensors
-        .iter()
-        .map(|t| t.name.chars().count())
-        .max()
-        .unwrap_or(0)
-        .min(50);
-    let _ = writeln!(out, "\ntensors ({})", gguf.tensors.len());
-    for t in &gguf.tensors {
-        let dims: Vec<String> = t.dims.iter().map(u64::to_string).collect();
-        let name = plain(&t.name);
-        let dims = dims.join(" x ");
-        let _ = writeln!(
-            out,
-            "  {name:wide$}  {:8}  {dims:20}  {:>10}",
-            t.kind,
-            hub::human(t.bytes as u64)
-        );
-    }
-    out
 }
 
-fn summary(gguf: &Gguf, out: &mut String) {
-    let bytes: usize = gguf.files.iter().map(|(_, map)| map.len()).sum();
-    let checked = Model::check(gguf);
+fn summary(checkpoint: &Checkpoint, tensors: &[Shown], out: &mut String) {
+    let bytes = hub::human(checkpoint.file_bytes());
+    let checked = checkpoint.check();
     let config = checked.as_ref().ok().map(|check| &check.model.config);
-    let name = gguf.str("general.name").ok().flatten().unwrap_or("unnamed");
-    let arch = gguf
-        .str("general.architecture")
-        .ok()
-        .flatten()
-        .unwrap_or("no architecture");
-    let (all, active) = parameters(&gguf.tensors, config);
+    let (all, active) = parameters(checkpoint.tensors(), config);
     let mut line = |label: &str, text: String| {
         let _ = writeln!(out, "{label:11}{text}");
     };
-    line("model", format!("{} ({})", plain(name), plain(arch)));
-    let parts = match gguf.files.len() {
+    let parts = match checkpoint.files().len() {
         1 => String::new(),
         n => format!(" in {n} parts"),
     };
-    line(
-        "file",
-        format!(
-            "GGUF version {}, {}{parts}",
-            gguf.version,
-            hub::human(bytes as u64)
-        ),
-    );
+    match gguf(checkpoint) {
+        Some(gguf) => {
+            let text = |key| gguf.str(key).ok().flatten();
+            let name = text("general.name").unwrap_or("unnamed");
+            let arch = text("general.architecture").unwrap_or("no architecture");
+            line("model", format!("{} ({})", plain(name), plain(arch)));
+            line(
+                "file",
+                format!("GGUF version {}, {bytes}{parts}", gguf.version),
+            );
+        }
+        None => {
+            let name = config.map_or("unnamed", |config| &config.name);
+            line("model", format!("{} (gpt_oss)", plain(name)));
+            line("folder", format!("safetensors, {bytes}{parts}"));
+        }
+    }
     match config {
         Some(c) => {
             line(
@@ -258,14 +317,14 @@ fn summary(gguf: &Gguf, out: &mut String) {
         }
         None => line("parameters", count(all)),
     }
-    let data: usize = gguf.tensors.iter().map(|t| t.bytes).sum();
-    for (i, (kind, tensors, bytes)) in by_type(&gguf.tensors).into_iter().enumerate() {
+    let data: usize = tensors.iter().map(|t| t.info.bytes).sum();
+    for (i, (form, tensors, bytes)) in by_form(tensors).into_iter().enumerate() {
         let percent = 100.0 * bytes as f64 / data as f64;
         let label = if i == 0 { "types" } else { "" };
         line(
             label,
             format!(
-                "{kind:8} {tensors:4} tensors {:>10} {percent:5.1} %",
+                "{form:11} {tensors:4} tensors {:>10} {percent:5.1} %",
                 hub::human(bytes as u64)
             ),
         );

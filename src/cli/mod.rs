@@ -8,6 +8,7 @@ mod answer;
 mod batch;
 mod bench;
 mod chat;
+mod convert;
 mod doctor;
 pub mod inspect;
 mod interrupt;
@@ -52,8 +53,10 @@ enum Command {
     Serve(Box<serve::Args>),
     /// Answer a file of conversations
     Batch(Box<batch::Args>),
-    /// Show what a GGUF file holds: shape, metadata, tensors, bytes by type
+    /// Show what a model's files hold: shape, metadata, tensors, bytes by type
     Inspect(inspect::Args),
+    /// Write a GGUF file from MLX's folder or OpenAI's safetensors
+    Convert(convert::Args),
     /// Download a model from a Hugging Face hub, resumed and checked
     Pull(pull::Args),
     /// Say what this machine has to run models with, and what is missing
@@ -88,6 +91,7 @@ pub fn main() -> ExitCode {
         Command::Batch(args) => batch::run(*args),
         Command::Doctor(args) => doctor::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Convert(args) => convert::run(args),
         Command::Pull(args) => pull::run(args),
         Command::Score(args) => score::run(*args),
         Command::Synth(args) => synth::run(args),

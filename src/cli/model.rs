@@ -26,8 +26,8 @@ pub const BATCH_TOKENS: usize = 512;
 #[derive(Args, Debug, Clone)]
 #[command(next_help_heading = "Model options")]
 pub struct Common {
-    /// A GGUF file (the first part of a split one), or the name of a pulled model such as
-    /// gpt-oss-20b. Without it: the small demo model inside this program
+    /// A GGUF file (the first part of a split one), a folder of safetensors (MLX's, or OpenAI's release), or
+    /// the name of a pulled model such as gpt-oss-20b. Without it: the small demo model inside this program
     #[arg(long, short = 'm', value_name = "FILE|NAME")]
     pub model: Option<String>,
     /// What computes: auto (a GPU if this build and machine have one, else the processor), cuda, cuda:N

@@ -7,6 +7,7 @@
 mod read;
 mod split;
 mod value;
+pub(crate) mod write;
 
 pub use value::{Array, Strings, Value, ValueType, Values};
 
@@ -30,7 +31,7 @@ pub struct FileError {
 }
 
 impl FileError {
-    fn new(file: &Path, what: impl Into<String>) -> FileError {
+    pub(crate) fn new(file: &Path, what: impl Into<String>) -> FileError {
         FileError {
             file: file.display().to_string(),
             // Names from a damaged file could hold what a terminal obeys.
@@ -126,7 +127,7 @@ impl Gguf {
     pub fn from_bytes(name: &str, bytes: &[u8]) -> Result<Gguf, FileError> {
         let path = PathBuf::from(name);
         if bytes.is_empty() {
-            return Err(FileError::new(&path, "not a GGUF file: it is empty"));
+            return Err(FileError::new(&path, "the file is empty"));
         }
         let map = MmapMut::map_anon(bytes.len()).and_then(|mut map| {
             map.copy_from_slice(bytes);
@@ -294,7 +295,7 @@ impl Part {
 }
 
 #[allow(unsafe_code)] // Mapping a file is unsafe by nature; this is the one place.
-fn map_file(path: &Path) -> Result<Mmap, FileError> {
+pub(crate) fn map_file(path: &Path) -> Result<Mmap, FileError> {
     let fail = |e: std::io::Error| FileError::new(path, e.to_string());
     let file = File::open(path).map_err(fail)?;
     let meta = file.metadata().map_err(fail)?;
@@ -305,7 +306,7 @@ fn map_file(path: &Path) -> Result<Mmap, FileError> {
         ));
     }
     if meta.len() == 0 {
-        return Err(FileError::new(path, "not a GGUF file: it is empty"));
+        return Err(FileError::new(path, "the file is empty"));
     }
     // SAFETY: the map is read-only, and nothing here assumes more of its bytes than being there. A
     // file that another program shortens while it is mapped ends us with SIGBUS, as it ends every

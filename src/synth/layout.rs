@@ -191,7 +191,7 @@ pub(super) fn tensors(config: &Config, first_padding: u64) -> Vec<Tensor> {
             offset,
             bytes,
         };
-        offset += bytes.next_multiple_of(super::header::ALIGNMENT);
+        offset += bytes.next_multiple_of(crate::gguf::write::ALIGNMENT);
         tensor
     };
     list.into_iter().map(place).collect()

@@ -6,13 +6,14 @@
 
 use crate::{
     config::{Config, Rope},
+    gguf::write,
     tokenizer::{TokenKind, Vocabulary},
 };
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{Seek, SeekFrom, Write},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -20,7 +21,7 @@ use std::{
     thread,
 };
 
-mod header;
+pub(crate) mod header;
 mod layout;
 mod values;
 
@@ -127,9 +128,9 @@ impl Synth {
             .iter()
             .position(|&kind| kind == TokenKind::Unused);
         let tensors = layout::tensors(config, padding.map_or(u64::MAX, |id| id as u64));
-        let data_bytes = tensors.last().map_or(0, |t| {
-            t.offset + t.bytes.next_multiple_of(header::ALIGNMENT)
-        });
+        let data_bytes = tensors
+            .last()
+            .map_or(0, |t| t.offset + t.bytes.next_multiple_of(write::ALIGNMENT));
         Ok(Synth {
             seed,
             header: header::header(config, vocabulary, &tensors)?,
@@ -168,40 +169,15 @@ impl Synth {
     /// # Errors
     /// When the disk has too little space, or writing fails; the temporary file is removed.
     pub fn write(&self, path: &Path, sparse: bool, progress: impl Fn(u64) + Sync) -> Result<()> {
-        let folder = match path.parent() {
-            Some(folder) if folder != Path::new("") => folder,
-            _ => Path::new("."),
-        };
-        if !sparse {
-            let free = fs4::available_space(folder)
-                .with_context(|| format!("{}: asking for free space", folder.display()))?;
-            ensure!(
-                free >= self.file_bytes(),
-                "{}: the file takes {} MB, the disk has {} MB free",
-                folder.display(),
-                self.file_bytes() / 1_000_000,
-                free / 1_000_000
-            );
-        }
-        let Some(name) = path.file_name().filter(|_| !path.is_dir()) else {
-            bail!("{}: expected a file name", path.display());
-        };
-        let mut name = name.to_owned();
-        name.push(".incomplete");
-        let partial = folder.join(name);
-        let written = self
-            .write_to(&partial, sparse, &progress)
-            .and_then(|()| fs::rename(&partial, path).map_err(Into::into));
-        if written.is_err() {
-            // The first error is the one to tell.
-            let _ = fs::remove_file(&partial);
-        }
-        written.with_context(|| format!("writing {}", path.display()))
+        let needed = if sparse { 0 } else { self.file_bytes() };
+        write::replace(path, needed, |partial| {
+            self.write_to(partial, sparse, &progress)
+        })
     }
 
     fn write_to(
         &self,
-        partial: &PathBuf,
+        partial: &Path,
         sparse: bool,
         progress: &(impl Fn(u64) + Sync),
     ) -> Result<()> {

@@ -6,7 +6,6 @@
 //! megabyte takes n log n at worst.
 
 use super::{bytes::from_gpt2, queue::Queue, table::Table};
-use crate::gguf::Strings;
 use anyhow::{Context, Result, bail};
 use rustc_hash::FxHashMap;
 use std::thread;
@@ -69,8 +68,13 @@ impl Merges {
     /// From `tokenizer.ggml.merges`. A list that holds every possible merge in the order of ids says
     /// no more than the ids do.
     ///
-    /// `texts` are the tokens' spellings.
-    pub fn from_lines(lines: Strings<'_>, texts: Strings<'_>, table: &Table) -> Result<Merges> {
+    /// `texts` are the tokens' spellings; `key` names the list in errors.
+    pub fn from_lines<'a>(
+        key: &str,
+        lines: impl ExactSizeIterator<Item = &'a [u8]> + Clone,
+        texts: impl Iterator<Item = &'a [u8]>,
+        table: &Table,
+    ) -> Result<Merges> {
         let by_id = Merges::by_id(table);
         if lines.len() == 0 {
             return Ok(by_id);
@@ -106,7 +110,7 @@ impl Merges {
                     .with_context(|| format!("{}: makes no token", show(line)))?;
                 Ok(((l, r), merged))
             })();
-            let (pair, merged) = merge.with_context(|| format!("tokenizer.ggml.merges[{rank}]"))?;
+            let (pair, merged) = merge.with_context(|| format!("{key}[{rank}]"))?;
             listed.entry(pair).or_insert((rank as u32, merged));
         }
         Ok(Merges {

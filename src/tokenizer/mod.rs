@@ -8,7 +8,7 @@
 //! Invariants: a vocabulary holds all 256 single bytes, so every text can be encoded; `decode` of
 //! `encode` gives the text back; time is linear in the text (n log n inside one giant piece).
 
-use crate::gguf::Gguf;
+use crate::{gguf::Gguf, safetensors::Lists};
 use anyhow::{Result, bail, ensure};
 use rustc_hash::FxHashMap;
 
@@ -23,6 +23,7 @@ mod table;
 mod vocabulary;
 
 pub use bytes::{from_gpt2, to_gpt2};
+pub use split::SPLIT;
 pub use stream::{StreamDecoder, lossy};
 pub use vocabulary::Vocabulary;
 
@@ -147,8 +148,10 @@ impl Tokenizer {
         let named = |error: anyhow::Error| gguf.error(format!("tokenizer: {error:#}"));
         let mut tokenizer = Self::build(table, kinds).map_err(named)?;
 
-        if let Some(lines) = gguf.strings("tokenizer.ggml.merges")? {
-            tokenizer.merges = Merges::from_lines(lines, texts, &tokenizer.table).map_err(named)?;
+        let key = "tokenizer.ggml.merges";
+        if let Some(lines) = gguf.strings(key)? {
+            tokenizer.merges =
+                Merges::from_lines(key, lines, texts, &tokenizer.table).map_err(named)?;
         }
         let mut stops = Vec::new();
         if let Some(id) = gguf.u64("tokenizer.ggml.eos_token_id")? {
@@ -164,6 +167,29 @@ impl Tokenizer {
             )));
         }
         tokenizer.add_stops(stops.into_iter().map(|id| id as u32).collect());
+        Ok(tokenizer)
+    }
+
+    /// From what a folder's tokenizer.json lists, by the same rules.
+    ///
+    /// # Errors
+    /// When an ordinary token or a merge isn't GPT-2's spelling of bytes, or one of the 256 bytes has no token.
+    pub fn from_lists(lists: &Lists) -> Result<Tokenizer> {
+        let mut table = Table::with_capacity(lists.tokens.len());
+        for (id, (text, kind)) in lists.tokens.iter().zip(&lists.kinds).enumerate() {
+            if *kind != TokenKind::Normal {
+                table.push(text.as_bytes());
+            } else if !table.push_gpt2(text.as_bytes()) {
+                bail!("token {id}: {text:?} isn't GPT-2's spelling of bytes");
+            }
+        }
+        let mut tokenizer = Self::build(table, lists.kinds.clone())?;
+        let (lines, texts) = (
+            lists.merges.iter().map(String::as_bytes),
+            lists.tokens.iter().map(String::as_bytes),
+        );
+        tokenizer.merges = Merges::from_lines("merges", lines, texts, &tokenizer.table)?;
+        tokenizer.add_stops(lists.stops.clone());
         Ok(tokenizer)
     }
 

@@ -5,10 +5,10 @@
 //! misread, Ollama's older ones. Every tensor of a file must have been asked for in the end: one that
 //! wasn't would be part of a model that we don't compute.
 
-use super::{Cost, Format, Layer, Linear, Matrix, Weights, convert::convert};
+use super::{Cost, Format, Layer, Linear, Matrix, Tensors, Weights, convert::convert};
 use crate::{
     config::Config,
-    gguf::{Bytes, FileError, Gguf, TensorInfo},
+    gguf::{Bytes, FileError, TensorInfo},
     quant::{self, GgmlType},
 };
 use std::{
@@ -25,24 +25,27 @@ struct Converted {
 }
 
 /// Takes tensors out of a file one by one.
-pub(super) struct Loader<'a> {
-    gguf: &'a Gguf,
+pub(super) struct Loader<'a, T> {
+    files: &'a T,
     config: &'a Config,
     /// Look at names, shapes and types only: converted matrices come back empty, vectors as zeros.
     dry: bool,
     taken: HashSet<&'a str>,
     converted: BTreeMap<(GgmlType, &'static str), Converted>,
+    /// Memory for matrices that were rearranged.
+    repacked_bytes: usize,
     notes: Vec<String>,
 }
 
-impl<'a> Loader<'a> {
-    pub(super) fn new(gguf: &'a Gguf, config: &'a Config, dry: bool) -> Loader<'a> {
+impl<'a, T: Tensors> Loader<'a, T> {
+    pub(super) fn new(files: &'a T, config: &'a Config, dry: bool) -> Loader<'a, T> {
         Loader {
-            gguf,
+            files,
             config,
             dry,
             taken: HashSet::new(),
             converted: BTreeMap::new(),
+            repacked_bytes: 0,
             notes: Vec::new(),
         }
     }
@@ -56,10 +59,10 @@ impl<'a> Loader<'a> {
             .collect::<Result<Vec<_>, _>>()?;
         let output_norm = self.vector(&["output_norm.weight"], &[c.hidden])?;
         let output = self.output(&token_embd)?;
-        for tensor in &self.gguf.tensors {
+        for tensor in self.files.tensors() {
             if !self.taken.contains(tensor.name.as_str()) {
                 let what = "expected the tensors of gpt-oss only, found this one besides";
-                return Err(self.gguf.tensor_error(tensor, what));
+                return Err(self.files.tensor_error(tensor, &what));
             }
         }
         let weights = Weights {
@@ -76,7 +79,7 @@ impl<'a> Loader<'a> {
     fn output(&mut self, token_embd: &Matrix) -> Result<Matrix, FileError> {
         let c = self.config;
         let released = c.hidden == 2880 && c.vocab > 200_000;
-        if self.gguf.tensor("output.weight").is_none() && !released {
+        if self.files.tensor("output.weight").is_none() && !released {
             let tied = "no tensor `output.weight`: using `token_embd.weight` for it (tied)";
             self.notes.push(tied.to_owned());
             return Ok(token_embd.clone());
@@ -88,12 +91,12 @@ impl<'a> Loader<'a> {
         let c = self.config;
         let name = |part: &str| format!("blk.{layer}.{part}");
         let gate_up = name("ffn_gate_up_exps.weight");
-        if let Some(fused) = self.gguf.tensor(&gate_up) {
-            return Err(self.gguf.tensor_error(fused, OLLAMA_FUSED));
+        if let Some(fused) = self.files.tensor(&gate_up) {
+            return Err(self.files.tensor_error(fused, OLLAMA_FUSED));
         }
         let (q_rows, kv_rows) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
         let attn_norm = self.vector(&[&name("attn_norm.weight")], &[c.hidden])?;
-        let [q, k, v] = if self.gguf.tensor(&name("attn_qkv.weight")).is_some() {
+        let [q, k, v] = if self.files.tensor(&name("attn_qkv.weight")).is_some() {
             self.fused_qkv(&name("attn_qkv"), q_rows, kv_rows)?
         } else {
             [
@@ -181,16 +184,16 @@ impl<'a> Loader<'a> {
         names: &[impl AsRef<str>],
         dims: &[usize],
     ) -> Result<&'a TensorInfo, FileError> {
-        let gguf = self.gguf;
-        let mut found = names.iter().filter_map(|n| gguf.tensor(n.as_ref()));
+        let files = self.files;
+        let mut found = names.iter().filter_map(|n| files.tensor(n.as_ref()));
         let Some(tensor) = found.next() else {
             let names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
             let names = names.join("` or `");
-            return Err(gguf.error(format!("tensor `{names}`: expected, found no such tensor")));
+            return Err(files.error(format!("tensor `{names}`: expected, found no such tensor")));
         };
         if let Some(second) = found.next() {
             let what = format!("expected it or `{}`, found both", second.name);
-            return Err(gguf.tensor_error(tensor, what));
+            return Err(files.tensor_error(tensor, &what));
         }
         let mut shape = tensor.dims.as_slice();
         while let [front @ .., 1] = shape
@@ -200,7 +203,7 @@ impl<'a> Loader<'a> {
         }
         if !shape.iter().copied().eq(dims.iter().map(|&d| d as u64)) {
             let what = format!("shape: expected {dims:?}, found {:?}", tensor.dims);
-            return Err(gguf.tensor_error(tensor, what));
+            return Err(files.tensor_error(tensor, &what));
         }
         self.taken.insert(&tensor.name);
         Ok(tensor)
@@ -210,10 +213,10 @@ impl<'a> Loader<'a> {
     /// every logit into NaN.
     fn vector(&mut self, names: &[impl AsRef<str>], dims: &[usize]) -> Result<Vec<f32>, FileError> {
         let tensor = self.take(names, dims)?;
-        let bytes = self.gguf.data(tensor);
+        let bytes = self.files.data(tensor);
         if !matches!(tensor.kind, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16) {
             let what = format!("type: expected F32, F16 or BF16, found {}", tensor.kind);
-            return Err(self.gguf.tensor_error(tensor, what));
+            return Err(self.files.tensor_error(tensor, &what));
         }
         let mut values = vec![0.0; dims.iter().product()];
         if self.dry {
@@ -222,7 +225,7 @@ impl<'a> Loader<'a> {
         quant::dequantize(tensor.kind, &bytes, &mut values);
         if let Some(i) = values.iter().position(|v| !v.is_finite()) {
             let what = format!("expected finite values, found {} at {i}", values[i]);
-            return Err(self.gguf.tensor_error(tensor, what));
+            return Err(self.files.tensor_error(tensor, &what));
         }
         Ok(values)
     }
@@ -231,11 +234,15 @@ impl<'a> Loader<'a> {
     fn matrix(&mut self, names: &[impl AsRef<str>], dims: &[usize]) -> Result<Matrix, FileError> {
         let tensor = self.take(names, dims)?;
         let (cols, rows) = (dims[0], dims[1..].iter().product());
+        if let Some(matrix) = self.files.repacked(tensor, self.dry)? {
+            return Ok(self.count_repacked(tensor, matrix));
+        }
         let as_it_is = |format| Matrix {
             format,
             rows,
             cols,
-            data: self.gguf.data(tensor),
+            data: self.files.data(tensor),
+            offsets: None,
         };
         Ok(match tensor.kind {
             GgmlType::F32 => as_it_is(Format::F32),
@@ -244,10 +251,10 @@ impl<'a> Loader<'a> {
             GgmlType::Q8_0 => as_it_is(Format::Q8_0),
             GgmlType::MXFP4 => as_it_is(Format::MXFP4),
             kind if kind.is_readable() => self.converted(tensor, rows, cols)?,
-            GgmlType::OLLAMA_MXFP4 => return Err(self.gguf.tensor_error(tensor, OLLAMA_MXFP4)),
+            GgmlType::OLLAMA_MXFP4 => return Err(self.files.tensor_error(tensor, OLLAMA_MXFP4)),
             kind => {
                 let what = format!("type: {kind} can't be read. {READABLE}");
-                return Err(self.gguf.tensor_error(tensor, what));
+                return Err(self.files.tensor_error(tensor, &what));
             }
         })
     }
@@ -261,8 +268,8 @@ impl<'a> Loader<'a> {
         let (format, data) = if self.dry {
             (Format::F16, Bytes::Owned(Arc::new([])))
         } else {
-            convert(tensor.kind, &self.gguf.data(tensor), cols)
-                .map_err(|what| self.gguf.tensor_error(tensor, what))?
+            convert(tensor.kind, &self.files.data(tensor), cols)
+                .map_err(|what| self.files.tensor_error(tensor, &what))?
         };
         let sum = self
             .converted
@@ -276,12 +283,27 @@ impl<'a> Loader<'a> {
             rows,
             cols,
             data,
+            offsets: None,
         })
+    }
+
+    /// What a matrix takes that was rearranged. Dry, it stands for the form that is usual.
+    fn count_repacked(&mut self, tensor: &TensorInfo, matrix: Matrix) -> Matrix {
+        let data = matrix.rows * matrix.format.row_bytes(matrix.cols);
+        let offsets = matrix.offsets.as_ref().map_or(0, |offsets| {
+            matrix.rows * offsets.stride(matrix.cols) * size_of::<f32>()
+        });
+        self.repacked_bytes += data + offsets;
+        if !self.dry && matrix.format == Format::F32 && tensor.kind == GgmlType::Q8_0 {
+            let what = "has scales that no Q8_0 block can hold: kept as F32, four times as slow";
+            self.notes.push(self.files.tensor_error(tensor, what).what);
+        }
+        matrix
     }
 
     fn into_cost(mut self) -> Cost {
         let converted = self.converted.values();
-        let converted_bytes = converted.map(|sum| sum.to_bytes as u64).sum();
+        let converted_bytes: u64 = converted.map(|sum| sum.to_bytes as u64).sum();
         let gb = |bytes: usize| bytes as f64 / 1e9;
         for ((kind, format), sum) in &self.converted {
             self.notes.push(format!(
@@ -293,9 +315,16 @@ impl<'a> Loader<'a> {
                 gb(sum.to_bytes)
             ));
         }
+        if self.dry && self.repacked_bytes > 0 {
+            self.notes.push(format!(
+                "rearranged at load, without rounding, into {} of memory; a GGUF file (gossamer convert) is only \
+                 mapped",
+                crate::hub::human(self.repacked_bytes as u64)
+            ));
+        }
         Cost {
             notes: self.notes,
-            converted_bytes,
+            converted_bytes: converted_bytes + self.repacked_bytes as u64,
         }
     }
 }

@@ -94,7 +94,7 @@ pub fn check_weights(tiny: &Tiny, model: &Model) -> Result<(), String> {
 }
 
 /// Every tensor of a model by its name in the file, decoded.
-fn tensors(model: &Model) -> Vec<(String, Vec<f32>)> {
+pub fn tensors(model: &Model) -> Vec<(String, Vec<f32>)> {
     let decoded = |w: &Matrix| -> Vec<f32> {
         let mut values = vec![0.0; w.rows * w.cols];
         let rows = values.chunks_exact_mut(w.cols).enumerate();

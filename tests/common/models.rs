@@ -3,6 +3,7 @@
 use gossamer::{
     config::{Config, Rope, SWIGLU_LIMIT},
     gguf::{Bytes, Gguf},
+    safetensors::Folder,
     weights::{Format, Layer, Linear, Matrix, Model, Weights},
 };
 use std::path::PathBuf;
@@ -17,10 +18,25 @@ pub struct Tiny {
 impl Tiny {
     /// The model of `seed`, in GGUF and MLX form.
     pub fn make(seed: u64) -> Tiny {
+        Tiny::make_with(seed, "q8", 1)
+    }
+
+    /// As [`Tiny::make`], with dense matrices in the form `dense`, and in so many shards; `bf16` is in OpenAI's
+    /// layout too.
+    pub fn make_with(seed: u64, dense: &str, shards: usize) -> Tiny {
         let folder = tempfile::tempdir().expect("a temporary folder");
+        let (seed, shards) = (seed.to_string(), shards.to_string());
         super::tool(
             "make_tiny_models.py",
-            &[&folder.path(), &"--seed", &seed.to_string()],
+            &[
+                &folder.path(),
+                &"--seed",
+                &seed,
+                &"--dense",
+                &dense,
+                &"--shards",
+                &shards,
+            ],
         );
         let ids = std::fs::read(folder.path().join("ids.json")).expect("ids.json");
         Tiny {
@@ -31,6 +47,11 @@ impl Tiny {
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// One of its folders, opened.
+    pub fn open(&self, folder: &str) -> Folder {
+        Folder::open(&self.path(folder)).expect("the folder opens")
     }
 
     /// The GGUF file, loaded by our own reader.
@@ -190,5 +211,6 @@ fn matrix(random: &mut Random, formats: &[Format], rows: usize, cols: usize, gai
         rows,
         cols,
         data: Bytes::Owned(data.into()),
+        offsets: None,
     }
 }

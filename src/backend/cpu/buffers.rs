@@ -207,6 +207,10 @@ pub struct Work {
     pub panel: Panel,
     /// Output of a chunk of weight rows, twice.
     pub out: [Vec<f32>; 2],
+    /// Sums of activations by group, and their products with offsets.
+    pub group_sums: Vec<f32>,
+    /// See `group_sums`.
+    pub rest: Vec<f32>,
     /// Inputs of an item; empty between items.
     pub inputs: Vec<XRow<'static>>,
     /// Query rows of an attention item.
@@ -241,6 +245,8 @@ impl Local {
             work: Work {
                 panel: Panel::new(cols),
                 out: [vec![0.0; rows * chunk], vec![0.0; rows * chunk]],
+                group_sums: Vec::new(),
+                rest: Vec::new(),
                 inputs: Vec::with_capacity(rows),
                 tile: Tile::new(tile_rows, config.head_dim),
                 merged: vec![(0.0, 0.0); tile_rows],

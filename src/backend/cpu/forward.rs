@@ -13,6 +13,7 @@ use super::{
     cache::Cache,
     kernels::{Kernels, Rows, XRow},
     moe::choose,
+    offsets,
     threads::{Pool, Queue, Shared},
 };
 use crate::{
@@ -400,7 +401,7 @@ impl<'a> Pass<'a> {
                 .get(0, self.ids.len() * self.config.experts_used)
         });
         if thread == 0 {
-            let expert = |m: &Matrix| m.data.len() / self.config.experts;
+            let expert = |m: &Matrix| m.bytes() / self.config.experts;
             let bytes =
                 expert(&layer.gate.weight) + expert(&layer.up.weight) + expert(&layer.down.weight);
             work.expert_bytes += (work.routing.active().len() * bytes) as u64;
@@ -590,14 +591,17 @@ impl<'a> Pass<'a> {
         out: &mut [f32],
         work: &mut Work,
     ) {
-        let rows = Rows {
+        let data = Rows {
             data: weight.row_data(rows.clone()),
             next,
             rows: rows.len(),
             cols: weight.cols,
         };
         self.kernels
-            .matmul(weight.format, rows, inputs, out, &mut work.panel);
+            .matmul(weight.format, data, inputs, out, &mut work.panel);
+        if let Some(offsets) = &weight.offsets {
+            offsets::add(self.kernels, offsets, weight.cols, rows, inputs, out, work);
+        }
     }
 }
 

@@ -11,6 +11,7 @@ mod forward;
 mod kernels;
 pub mod micro;
 mod moe;
+mod offsets;
 mod threads;
 mod touch;
 

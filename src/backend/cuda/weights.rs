@@ -5,7 +5,7 @@ use super::{
     attention::QUERIES,
     gemm::MOST_EXPERTS,
     tiles::{Order, TileFormat, Tiles},
-    upload::{Job, Target, upload},
+    upload::{Job, Target, sent, upload},
 };
 use crate::{
     config::Config,
@@ -172,7 +172,13 @@ impl DeviceWeights {
         place.matrices = buffer.ptr();
         matrices.push(buffer);
         let tables = place.tables(model);
-        progress.set_length(place.jobs.iter().map(|j| j.matrix.data.len() as u64).sum());
+        progress.set_length(
+            place
+                .jobs
+                .iter()
+                .map(|j| (j.matrix.rows * sent(j.matrix).row_bytes(j.matrix.cols)) as u64)
+                .sum(),
+        );
         let values = place.values(vectors.ptr(), vectors.len());
         vectors.upload(0, &values)?;
         rope_table(device, config, tables.inv_freq, &rope)?;
@@ -180,7 +186,7 @@ impl DeviceWeights {
         Ok(DeviceWeights {
             layers,
             token_embd: tables.token_embd,
-            embd_format: model.weights.token_embd.format.kind() as i32,
+            embd_format: sent(&model.weights.token_embd).kind() as i32,
             output_norm: tables.output_norm,
             output: tables.output,
             rope: rope.ptr(),
@@ -277,7 +283,7 @@ impl<'a> Place<'a> {
         let weights = &model.weights;
         let token_embd = self.matrices;
         let embd = &weights.token_embd;
-        let bytes = embd.rows * embd.format.row_bytes(embd.cols);
+        let bytes = embd.rows * sent(embd).row_bytes(embd.cols);
         self.matrices += (bytes as u64).next_multiple_of(ALIGN);
         self.jobs.push(Job {
             name: "token_embd.weight".into(),
@@ -304,8 +310,8 @@ impl<'a> Place<'a> {
         offsets: [usize; N],
         names: [String; N],
     ) -> Tiles {
-        let format = TileFormat::of(parts[0].format);
-        let same = parts.iter().all(|p| TileFormat::of(p.format) == format);
+        let format = TileFormat::of(sent(parts[0]));
+        let same = parts.iter().all(|p| TileFormat::of(sent(p)) == format);
         let format = if same { format } else { TileFormat::F16 };
         let tiles = self.tiles(count, Tiles::shape(format, rows, parts[0].cols));
         for ((matrix, offset), name) in parts.into_iter().zip(offsets).zip(names) {

@@ -2,7 +2,7 @@
 
 use crate::{
     checkpoint::Checkpoint,
-    cli::inspect::{by_type, parameters},
+    cli::inspect::{main_type, parameters},
     config::Config,
 };
 use anyhow::Result;
@@ -40,7 +40,6 @@ impl Facts {
     /// When it is no gpt-oss model, naming the key that says so.
     pub fn read(checkpoint: &Checkpoint) -> Result<(Facts, Config)> {
         let config = checkpoint.config()?;
-        let types = by_type(checkpoint.tensors());
         let written = checkpoint.files().iter().filter_map(|(path, _)| {
             let metadata = std::fs::metadata(path).ok()?;
             metadata.modified().ok()
@@ -48,7 +47,7 @@ impl Facts {
         let created = written.max().unwrap_or_else(SystemTime::now);
         let since = created.duration_since(UNIX_EPOCH).unwrap_or_default();
         let facts = Facts {
-            quantization: types.first().map(|(kind, _, _)| kind.name().to_string()),
+            quantization: main_type(checkpoint.tensors()).map(|kind| kind.name().to_string()),
             file_bytes: checkpoint.file_bytes(),
             tensors: checkpoint.tensors().len(),
             parameters: parameters(checkpoint.tensors(), Some(&config)).0,

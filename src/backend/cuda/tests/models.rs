@@ -85,6 +85,7 @@ impl Random {
             rows,
             cols,
             data: Bytes::Owned(data.into()),
+            offsets: None,
         }
     }
 
@@ -168,6 +169,7 @@ pub fn hollow(config: Config, dense: Format, experts: Format) -> Model {
         rows,
         cols,
         data: Bytes::Owned(Arc::new([])),
+        offsets: None,
     };
     let linear = |format, rows, cols| Linear {
         weight: matrix(format, rows, cols),
