@@ -18,6 +18,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod convert;
+pub mod energy;
 pub mod engine;
 pub mod gguf;
 pub mod grammar;

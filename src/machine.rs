@@ -1,7 +1,7 @@
 //! What the operating system tells about this machine and this process. What a system does not tell
 //! is `None`, never a guess.
 
-use std::time::Instant;
+use std::{path::PathBuf, time::Instant};
 use sysinfo::{
     CpuRefreshKind, MemoryRefreshKind, ProcessRefreshKind, ProcessesToUpdate, RefreshKind, System,
 };
@@ -37,6 +37,19 @@ pub fn system_name() -> String {
         Some(std::env::consts::ARCH.to_owned()),
     ];
     known.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+/// The user's folder for what this program keeps from run to run; it need not exist yet.
+pub fn state_folder() -> Option<PathBuf> {
+    let var = |name| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    let folder = var("XDG_STATE_HOME")
+        .or_else(|| var("LOCALAPPDATA"))
+        .or_else(|| var("HOME").map(|home| home.join(".local/state")))?;
+    Some(folder.join("gossamer"))
 }
 
 /// The processor's name.

@@ -14,6 +14,7 @@ command -v cargo >/dev/null || die "cargo is not installed; see https://rustup.r
 need 'command -v cc' gcc libc6-dev
 need 'command -v curl' curl
 need 'command -v python3' python3
+need 'command -v chromium || command -v chromium-browser || command -v google-chrome' chromium
 need 'python3 -c "import ensurepip, venv"' python3-venv
 
 venv .venv tools/requirements.txt

@@ -66,7 +66,7 @@ Exit codes: 0, 1 if a line is wrong (nothing is answered then) or could not be a
 usage, 130 after Ctrl-C."##;
 
 /// Reads all conversations, so that a wrong line is told before the work begins.
-fn conversations(from: impl Read, name: &str) -> Result<Vec<Conversation>> {
+pub(super) fn conversations(from: impl Read, name: &str) -> Result<Vec<Conversation>> {
     let mut from = BufReader::new(from);
     let mut all = Vec::new();
     let mut line = Vec::new();

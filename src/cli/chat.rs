@@ -10,6 +10,7 @@ use super::{
 use crate::{
     engine::{Engine, NativeEngine, Request},
     harmony::{Conversation, Effort, Message},
+    machine,
     sampler::Sampling,
     tokenizer::{Tokenizer, lossy},
 };
@@ -348,13 +349,5 @@ impl Input {
 
 /// `chat_history` in the user's folder for such things.
 fn history_file() -> Option<PathBuf> {
-    let var = |name| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
-    let folder = var("XDG_STATE_HOME")
-        .or_else(|| var("LOCALAPPDATA"))
-        .or_else(|| var("HOME").map(|home| home.join(".local/state")))?;
-    Some(folder.join("gossamer").join("chat_history"))
+    Some(machine::state_folder()?.join("chat_history"))
 }

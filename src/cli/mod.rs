@@ -8,6 +8,7 @@ mod answer;
 mod batch;
 mod bench;
 mod chat;
+mod compare;
 mod convert;
 mod doctor;
 pub mod inspect;
@@ -63,6 +64,11 @@ enum Command {
     Doctor(doctor::Args),
     /// Measure speed against what this machine's memory allows
     Bench(Box<bench::Args>),
+    /// Compare two engines, models or builds: how near, how fast, which to use
+    Compare(Box<compare::Args>),
+    /// One side of a comparison, in a process of its own
+    #[command(hide = true)]
+    CompareSide,
     /// Write the logits of given token ids, for comparison with other engines
     Score(Box<score::Args>),
     /// Write a model with random weights in the layout of the released files
@@ -88,6 +94,8 @@ pub fn main() -> ExitCode {
         Command::Chat(args) => chat::run(*args),
         Command::Serve(args) => serve::run(*args),
         Command::Bench(args) => bench::run(*args),
+        Command::Compare(args) => compare::run(*args),
+        Command::CompareSide => compare::run_side(),
         Command::Batch(args) => batch::run(*args),
         Command::Doctor(args) => doctor::run(args),
         Command::Inspect(args) => inspect::run(args),

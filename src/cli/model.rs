@@ -1,6 +1,6 @@
 //! The flags that every command which runs a model shares, and how they become a model.
 
-use super::Usage;
+use super::{Usage, compare::Verdicts};
 use crate::{
     backend::{Backend, KV_BLOCK, KvRoom, Limits, Room, Target},
     checkpoint::Checkpoint,
@@ -30,7 +30,8 @@ pub struct Common {
     /// the name of a pulled model such as gpt-oss-20b. Without it: the small demo model inside this program
     #[arg(long, short = 'm', value_name = "FILE|NAME")]
     pub model: Option<String>,
-    /// What computes: auto (a GPU if this build and machine have one, else the processor), cuda, cuda:N
+    /// What computes: auto (what `gossamer compare` found best for this model here; else a GPU if this build and
+    /// machine have one, else the processor), cuda, cuda:N
     /// (the GPU of that number), cpu, cpu:ISA (one instruction set, such as cpu:avx2) or reference
     /// (slow, exact, f32)
     #[arg(long, default_value = "auto")]
@@ -205,7 +206,8 @@ impl Common {
             Ok(tokenizer) => Arc::new(tokenizer?),
             Err(_) => bail!("building the tokenizer panicked"),
         };
-        let (target, room) = self.room(&model, file_bytes, spare, &limits)?;
+        let name = self.backend_for(&checkpoint);
+        let (target, room) = self.room(&name, &model, file_bytes, spare, &limits)?;
         let context = room.context;
         show_bytes(&spinner);
         let free = target.free_memory();
@@ -243,10 +245,32 @@ impl Common {
         })
     }
 
+    /// The back end to open: where it is left open, what `gossamer compare` found best for this model on this
+    /// machine, if it did.
+    pub fn backend_for(&self, checkpoint: &Checkpoint) -> String {
+        let stored = match (&*self.backend, &self.model) {
+            ("auto", Some(_)) => Verdicts::open(),
+            _ => None,
+        };
+        let verdict = stored.and_then(|verdicts| verdicts.get(checkpoint).cloned());
+        match verdict {
+            Some(verdict) => {
+                tell!(
+                    "back end {}, as `gossamer compare` found on this machine ({}; `gossamer compare --forget` forgets it)",
+                    verdict.backend,
+                    verdict.why
+                );
+                verdict.backend
+            }
+            None => self.backend.clone(),
+        }
+    }
+
     /// What computes, and the room there is (said on stderr where memory bounds it). Where `auto` finds a
     /// GPU that can't run this model, the processor does.
     fn room(
         &self,
+        backend: &str,
         model: &Model,
         file_bytes: u64,
         spare: bool,
@@ -262,7 +286,14 @@ impl Common {
             let limits = |room| limits(room, batch_tokens);
             target.room(model, file_bytes, self.ctx_size, spare, &limits)
         };
-        let mut target = Target::of(&self.backend)?;
+        let mut target = match Target::of(backend) {
+            // What was found best is not to be had any more.
+            Err(why) if self.backend == "auto" => {
+                tell!("{why:#}");
+                Target::of("auto")?
+            }
+            other => other?,
+        };
         let room = match room(&target) {
             Err(why) if self.backend == "auto" && target.is_gpu() => {
                 tell!("{why:#}; running on the processor");

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     backend::{self, KV_BLOCK, Limits, Options},
+    checkpoint::Checkpoint,
     score::{BackendScorer, Scorer},
 };
 use anyhow::{Context, Result, ensure};
@@ -62,8 +63,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     let ids = read_ids(&args.tokens)?;
     let checkpoint = args.common.open_checkpoint()?;
-    let model = args.common.load(&checkpoint)?;
-    let config = model.config.clone();
+    let config = checkpoint.config()?;
     let file = args.tokens.display();
     let bad = ids.iter().position(|&id| id as usize >= config.vocab);
     if let Some(i) = bad {
@@ -84,19 +84,9 @@ pub fn run(args: Args) -> Result<()> {
         ids.len()
     );
 
-    let chunk = args.chunk.min(ids.len());
-    let options = Options {
-        backend: args.common.backend.clone(),
-        threads: args.common.threads,
-        limits: Limits {
-            slots: 1,
-            kv_blocks: ids.len().div_ceil(KV_BLOCK),
-            batch_tokens: chunk,
-            snapshots: 0,
-        },
-    };
-    let backend = backend::open(Arc::new(model), &options)?;
-    let mut scorer = BackendScorer::new(backend, chunk);
+    let mut scorer = args
+        .common
+        .open_scorer(&checkpoint, ids.len(), args.chunk)?;
     if args.common.verbose {
         tell!("{}: {}", config.name, scorer.describe());
     }
@@ -124,7 +114,32 @@ pub fn run(args: Args) -> Result<()> {
     npy.map_or(Ok(()), npy::Writer::finish)
 }
 
-fn read_ids(path: &Path) -> Result<Vec<u32>> {
+impl Common {
+    /// A scorer of sequences of up to `longest` tokens, of which `piece` at most go through the model at once.
+    pub(super) fn open_scorer(
+        &self,
+        checkpoint: &Checkpoint,
+        longest: usize,
+        piece: usize,
+    ) -> Result<Box<dyn Scorer>> {
+        let piece = piece.min(longest).max(1);
+        let options = Options {
+            backend: self.backend_for(checkpoint),
+            threads: self.threads,
+            limits: Limits {
+                slots: 1,
+                kv_blocks: longest.div_ceil(KV_BLOCK).max(1),
+                batch_tokens: piece,
+                snapshots: 0,
+            },
+        };
+        let model = Arc::new(self.load(checkpoint)?);
+        let backend = backend::open(model, &options)?;
+        Ok(Box::new(BackendScorer::new(backend, piece)))
+    }
+}
+
+pub(super) fn read_ids(path: &Path) -> Result<Vec<u32>> {
     let reading = || format!("read {}", path.display());
     let file = File::open(path).with_context(reading)?;
     let mut text = Vec::new();

@@ -15,7 +15,7 @@ const RIGHT: f64 = WIDTH - 16.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = HEIGHT - 46.0;
 /// Colours that the style sheet has.
-const COLOURS: usize = 6;
+const COLOURS: usize = 7;
 /// Points of a series that are worth a mark and a tooltip each.
 const MOST_MARKS: usize = 200;
 
@@ -67,7 +67,7 @@ pub struct Plot {
     pub x: Axis,
     /// Upwards.
     pub y: Axis,
-    /// Up to six differ in colour.
+    /// Up to seven differ in colour.
     pub series: Vec<Series>,
 }
 

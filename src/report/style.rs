@@ -12,11 +12,11 @@ p.lead{font-size:1.1rem;font-weight:600;border-left:.25rem solid var(--c0);paddi
 .wide{overflow-x:auto}table{border-collapse:collapse;margin:.75rem 0;font-variant-numeric:tabular-nums;font-size:.9rem}
 caption{text-align:left;color:var(--soft);padding:.25rem 0}
 th,td{padding:.2rem .75rem .2rem 0;border-bottom:1px solid var(--rule);text-align:right;vertical-align:top}
-th:first-child,td:first-child{text-align:left}th{color:var(--soft);font-weight:600;vertical-align:bottom}
+th:first-child,td:first-child{text-align:left}th{overflow-wrap:anywhere;color:var(--soft);font-weight:600;vertical-align:bottom}
 figure{margin:1rem 0}figcaption{font-weight:600}.key{display:flex;flex-wrap:wrap;gap:.25rem 1.25rem;color:var(--soft);font-size:.85rem}
 .key i{display:inline-block;width:.8rem;height:.8rem;margin-right:.4rem;vertical-align:-.05rem;background:currentColor}
 svg{display:block;width:100%;height:auto}svg text{fill:var(--soft);font:12px system-ui,sans-serif}
 .grid{stroke:var(--rule);stroke-width:1}.line{fill:none;stroke:currentColor;stroke-width:2;stroke-linejoin:round}.mark{fill:currentColor}
-.c0{color:var(--c0)}.c1{color:var(--c1)}.c2{color:var(--c2)}.c3{color:var(--c3)}.c4{color:var(--c4)}.c5{color:var(--c5)}
+.c0{color:var(--c0)}.c1{color:var(--c1)}.c2{color:var(--c2)}.c3{color:var(--c3)}.c4{color:var(--c4)}.c5{color:var(--c5)}.c6{color:var(--fg)}
 footer{margin-top:2rem;color:var(--soft);font-size:.8rem}
 ";

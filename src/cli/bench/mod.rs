@@ -16,6 +16,7 @@ use crate::{backend::Backend, bandwidth, checkpoint::Checkpoint, machine};
 use anyhow::Result;
 use driver::{Driver, Work};
 use indicatif::ProgressBar;
+pub(super) use report::mean_and_deviation;
 use report::{Bandwidth, Report};
 use std::time::Duration;
 

@@ -64,7 +64,7 @@ impl Test {
 }
 
 /// Mean and standard deviation of a sample; the latter is 0 for a single value.
-fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
+pub(in crate::cli) fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
