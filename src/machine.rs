@@ -1,21 +1,19 @@
 //! What the operating system tells about this machine and this process. What a system does not tell
 //! is `None`, never a guess.
 
+#[cfg(any(target_os = "linux", test))]
+use std::path::Path;
 use std::{path::PathBuf, time::Instant};
 use sysinfo::{
     CpuRefreshKind, MemoryRefreshKind, ProcessRefreshKind, ProcessesToUpdate, RefreshKind, System,
 };
 
-/// Memory that this process may still take, in bytes: the system's, or its container's if less.
+/// Memory that this process may still take, in bytes: the system's, or its control groups' if less.
 pub fn available_memory() -> Option<u64> {
     let mut system = System::new();
     system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
     let free = system.available_memory();
-    // A container's free memory leaves out its page cache, which can be had back: mapped models
-    // would count against themselves.
-    let limit = system
-        .cgroup_limits()
-        .map_or(u64::MAX, |c| c.total_memory.saturating_sub(c.rss));
+    let limit = groups_leave().unwrap_or(u64::MAX);
     Some(free.min(limit)).filter(|&bytes| bytes > 0)
 }
 
@@ -50,6 +48,111 @@ pub fn state_folder() -> Option<PathBuf> {
         .or_else(|| var("LOCALAPPDATA"))
         .or_else(|| var("HOME").map(|home| home.join(".local/state")))?;
     Some(folder.join("gossamer"))
+}
+
+/// What the control groups of this process leave it.
+#[cfg(target_os = "linux")]
+fn groups_leave() -> Option<u64> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    groups_under(Path::new("/sys/fs/cgroup"), &groups)
+}
+
+/// What the control groups of this process leave it.
+#[cfg(not(target_os = "linux"))]
+fn groups_leave() -> Option<u64> {
+    None
+}
+
+/// The least that a process's control groups, `groups` as /proc writes them, leave it in the hierarchies
+/// mounted at `root`: each group's limit, less the anonymous memory in it, and so for all groups above.
+/// (Page cache can be had back: mapped models would count against themselves.) In a container, whose
+/// groups may have other names outside, the mount's own root is its group.
+#[cfg(any(target_os = "linux", test))]
+fn groups_under(root: &Path, groups: &str) -> Option<u64> {
+    let number =
+        |file: &Path| -> Option<u64> { std::fs::read_to_string(file).ok()?.trim().parse().ok() };
+    let anonymous = |file: &Path, key: &str| -> Option<u64> {
+        let stat = std::fs::read_to_string(file).ok()?;
+        let line = stat.lines().find_map(|line| line.strip_prefix(key));
+        line?.trim().parse().ok()
+    };
+    let left = |group: &Path, limit: &str, key: &str| {
+        let limit = number(&group.join(limit))?;
+        let used = anonymous(&group.join("memory.stat"), key).unwrap_or(0);
+        Some(limit.saturating_sub(used))
+    };
+    let mut least = None;
+    for line in groups.lines() {
+        let mut fields = line.splitn(3, ':');
+        let (Some(_), Some(controllers), Some(path)) =
+            (fields.next(), fields.next(), fields.next())
+        else {
+            continue;
+        };
+        // Version 2 has one line without controllers, and may be mounted beside version 1.
+        let (mounts, limit, key) = match controllers {
+            "" => (
+                vec![root.into(), root.join("unified")],
+                "memory.max",
+                "anon ",
+            ),
+            list if list.split(',').any(|name| name == "memory") => (
+                vec![root.join("memory")],
+                "memory.limit_in_bytes",
+                "total_rss ",
+            ),
+            _ => continue,
+        };
+        for mount in mounts {
+            let path = Path::new(path.trim_start_matches('/'));
+            let groups = path.ancestors().map(|group| mount.join(group));
+            let lefts = groups.filter_map(|group| left(&group, limit, key));
+            least = least.into_iter().chain(lefts).min();
+        }
+    }
+    least
+}
+
+/// What a process holds in memory now, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Resident {
+    /// Memory of its own.
+    pub anonymous: u64,
+    /// Pages of files, its program's and libraries' among them, and memory shared with others.
+    pub files: u64,
+}
+
+impl Resident {
+    /// Both.
+    pub fn bytes(&self) -> u64 {
+        self.anonymous + self.files
+    }
+}
+
+/// What this process holds in memory.
+#[cfg(target_os = "linux")]
+pub fn resident() -> Option<Resident> {
+    resident_of(std::process::id())
+}
+
+/// What this process holds in memory.
+#[cfg(not(target_os = "linux"))]
+pub fn resident() -> Option<Resident> {
+    None
+}
+
+/// What a process holds in memory, where the system tells.
+#[cfg(target_os = "linux")]
+pub fn resident_of(process: u32) -> Option<Resident> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let kib = |key: &str| -> Option<u64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+        line.trim().strip_suffix("kB")?.trim().parse().ok()
+    };
+    Some(Resident {
+        anonymous: kib("RssAnon:")? * 1024,
+        files: (kib("RssFile:")? + kib("RssShmem:")?) * 1024,
+    })
 }
 
 /// The processor's name.
@@ -182,4 +285,52 @@ fn steal() -> Option<(u64, u64)> {
         .collect();
     // user nice system idle iowait irq softirq steal, then guests, which user holds already.
     Some((*ticks.get(7)?, ticks[..8].iter().sum()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn the_tightest_control_group_counts() {
+        let root = tempfile::tempdir().expect("a folder");
+        let write = |file: &str, text: &str| {
+            let file = root.path().join(file);
+            fs::create_dir_all(file.parent().expect("a folder")).expect("made");
+            fs::write(file, text).expect("written");
+        };
+        let left = |groups: &str| groups_under(root.path(), groups);
+        assert_eq!(left("0::/a/b\n"), None);
+        assert_eq!(left("nonsense\n1:memory\n"), None);
+        // Version 2: without a limit, then with one above, then with a tighter one.
+        write("a/b/memory.max", "max\n");
+        assert_eq!(left("0::/a/b\n"), None);
+        write("a/memory.max", "1000000\n");
+        write("a/memory.stat", "file 7\nanon 300000\nanon_thp 5\n");
+        assert_eq!(left("0::/a/b\n"), Some(700_000));
+        assert_eq!(left("0::/a\n"), Some(700_000));
+        assert_eq!(left("0::/other\n"), None);
+        write("a/b/memory.max", "500000\n");
+        assert_eq!(left("0::/a/b\n"), Some(500_000));
+        // More in use than allowed.
+        write("a/b/memory.stat", "anon 600000\n");
+        assert_eq!(left("0::/a/b\n"), Some(0));
+        // Version 1, in a container: the path is the host's, the mount's root its own group.
+        write("memory/memory.limit_in_bytes", "2000\n");
+        write("memory/memory.stat", "rss 1\ntotal_rss 500\n");
+        assert_eq!(left("4:cpu,memory:/host/x\n2:cpu:/y\n0::/z\n"), Some(1500));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_is_held_is_told_by_kind() {
+        let before = resident().expect("Linux tells");
+        let held = std::hint::black_box(vec![1u8; 64 << 20]);
+        let after = resident().expect("Linux tells");
+        let more = after.anonymous - before.anonymous;
+        assert!((48 << 20..96 << 20).contains(&more), "{more} bytes");
+        assert!(after.files > 1 << 20 && held.len() == 64 << 20);
+        assert!(available_memory().is_some_and(|free| free > 1 << 20));
+    }
 }

@@ -8,10 +8,12 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod reference;
+mod room;
 mod target;
 mod windows;
 
-pub use target::{KvRoom, Room, Target};
+pub use room::{Footprint, KvRoom, Memory, RESERVE, Room, Wanted, largest};
+pub use target::Target;
 pub use windows::Windows;
 
 use crate::{config::Config, trace, weights::Model};

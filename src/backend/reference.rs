@@ -6,12 +6,15 @@
 //! on the rows beside it.
 
 use super::{
-    Backend, Batch, KV_BLOCK, Limits, LogitRows, Segment, Windows, Work, windows::check_copy,
+    Backend, Batch, Footprint, KV_BLOCK, Limits, LogitRows, Segment, Windows, Work, kv_block_bytes,
+    room::{mapped_bytes, vector_bytes},
+    snapshot_bytes,
+    windows::check_copy,
 };
 use crate::{
     config::Config,
     trace::{self, Stage, Tap},
-    weights::{Layer, Linear, Matrix, Model},
+    weights::{Check, Layer, Linear, Matrix, Model},
 };
 use anyhow::Result;
 use std::{borrow::Cow, ops::Range, sync::Arc};
@@ -47,6 +50,22 @@ struct Row {
 
 /// The experts of one row with their weights, best first.
 type Chosen = Vec<(usize, f32)>;
+
+/// What a model takes: as on the processor, with keys and values in f32 and next to nothing between layers.
+pub(super) fn footprint(check: &Check, limits: &Limits) -> Footprint {
+    let model = &check.model;
+    let config = &model.config;
+    let windows = |places: usize| 2 * (places as u64).saturating_mul(snapshot_bytes(config));
+    let values = limits.slots * config.vocab + limits.batch_tokens * 8 * config.hidden;
+    Footprint {
+        mapped: mapped_bytes(model),
+        weights: check.cost.converted_bytes + vector_bytes(model),
+        blocks: 2 * (limits.kv_blocks as u64).saturating_mul(kv_block_bytes(config)),
+        windows: windows(limits.slots),
+        snapshots: windows(limits.snapshots),
+        work: (values * size_of::<f32>()) as u64,
+    }
+}
 
 impl Reference {
     /// Makes room for `limits`; the pages of the cache are touched only as they fill.

@@ -1,15 +1,16 @@
-//! Which back end a name means, and the room it has: asked before any memory is taken.
+//! Which back end a name means, what it would take of which memory, and how it is opened.
 
-use super::{Backend, KV_BLOCK, Limits, cpu, kv_block_bytes, reference, snapshot_bytes};
-use crate::{config::Config, hub::human, machine, weights::Model};
+use super::{
+    Backend, Limits, cpu, reference,
+    room::{self, Footprint, Memory, Room, Wanted},
+};
+use crate::{
+    machine,
+    weights::{Check, Model},
+};
 use anyhow::{Result, bail};
 use indicatif::ProgressBar;
 use std::sync::Arc;
-
-/// The least context that is made room for when memory is short.
-pub(super) const LEAST_CONTEXT: usize = 4096;
-/// Left free beside weights and KV cache in the machine's memory.
-const RESERVE: u64 = 512 << 20;
 
 /// What computes: a back end that can be had here, not yet opened.
 pub enum Target {
@@ -20,40 +21,6 @@ pub enum Target {
     /// A GPU, by the CUDA driver.
     #[cfg(feature = "cuda")]
     Cuda(Arc<super::cuda::Device>),
-}
-
-/// What was found to be the room.
-#[derive(Debug, Clone)]
-pub struct Room {
-    /// Tokens of the longest sequence.
-    pub context: usize,
-    /// The limits to open a back end with.
-    pub limits: Limits,
-    /// What memory there is, in words, where it bounded the context.
-    pub bounded_by: Option<String>,
-    /// What a GPU's memory will hold.
-    pub plan: Option<String>,
-}
-
-/// Tokens of KV cache that may be made room for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct KvRoom {
-    /// Most tokens of one sequence.
-    pub context: usize,
-    /// Most of all sequences together, as far as memory goes: `context` or more.
-    pub tokens: usize,
-}
-
-impl KvRoom {
-    /// What fits into `free` bytes: those left beside the file's pages, which are mapped and so count
-    /// as available, but are needed.
-    fn within(free: u64, bytes_per_token: u64, model_context: usize) -> KvRoom {
-        let fits = free.saturating_sub(RESERVE) / bytes_per_token;
-        let fits = usize::try_from(fits).unwrap_or(usize::MAX) / KV_BLOCK * KV_BLOCK;
-        let context = model_context.min(fits.max(LEAST_CONTEXT));
-        let tokens = fits.max(context);
-        KvRoom { context, tokens }
-    }
 }
 
 impl Target {
@@ -114,6 +81,26 @@ impl Target {
         )
     }
 
+    /// All that can be had here, by the names that [`Target::of`] reads, the best first; why a GPU can't be
+    /// used is said on stderr.
+    pub fn all() -> Vec<(String, Target)> {
+        let mut all = Vec::new();
+        #[cfg(feature = "cuda")]
+        for number in 0.. {
+            match super::cuda::Device::open_nth(number) {
+                Ok(device) => all.push((format!("cuda:{number}"), Target::Cuda(device))),
+                Err(why) => {
+                    if number == 0 && super::cuda::is_there() {
+                        tell!("{why:#}");
+                    }
+                    break;
+                }
+            }
+        }
+        all.push(("cpu".to_owned(), Target::Cpu(None)));
+        all
+    }
+
     /// Rows of one batch that it runs well with.
     pub fn batch_tokens(&self) -> usize {
         match self {
@@ -128,89 +115,46 @@ impl Target {
         !matches!(self, Target::Cpu(_) | Target::Reference)
     }
 
-    /// The room for sequences of `asked` tokens, or as many as fit and the model was made for. `limits`
-    /// says what so many tokens need at least; with `spare`, memory that is known to be free goes to
-    /// more KV blocks, as long as the slots could fill them. An error where `asked` doesn't fit.
+    /// The memory that it keeps a model in, and what is free of it now.
+    pub fn memory(&self) -> Memory {
+        match self {
+            Target::Cpu(_) | Target::Reference => Memory {
+                name: "this machine's memory".into(),
+                free: machine::available_memory(),
+            },
+            #[cfg(feature = "cuda")]
+            Target::Cuda(device) => Memory {
+                name: device.name().into(),
+                free: device.memory().ok().map(|(free, _)| free),
+            },
+        }
+    }
+
+    /// What the model takes with room for `limits`, on so many threads (0: one a processor).
+    pub fn footprint(&self, check: &Check, threads: usize, limits: &Limits) -> Footprint {
+        match self {
+            Target::Cpu(_) => cpu::footprint(check, threads, limits),
+            Target::Reference => reference::footprint(check, limits),
+            #[cfg(feature = "cuda")]
+            Target::Cuda(_) => super::cuda::footprint(&check.model, limits),
+        }
+    }
+
+    /// The room for what is wanted. An error, with what would fit, where it doesn't.
     pub fn room(
         &self,
-        model: &Model,
-        file_bytes: u64,
-        asked: Option<usize>,
-        spare: bool,
-        limits: &dyn Fn(KvRoom) -> Limits,
+        memory: &Memory,
+        check: &Check,
+        threads: usize,
+        wanted: &Wanted,
     ) -> Result<Room> {
-        match self {
-            #[cfg(feature = "cuda")]
-            Target::Cuda(device) => {
-                // It is looked at as a whole whether the limits fit.
-                let tokens = usize::MAX;
-                let limits = |context| limits(KvRoom { context, tokens });
-                super::cuda::plan::room(device, model, asked, spare, &limits)
-            }
-            Target::Cpu(_) | Target::Reference => {
-                let _ = spare; // Pages of the machine's memory that are never written cost nothing.
-                Ok(self.on_cpu(&model.config, file_bytes, asked, limits))
-            }
+        let config = &check.model.config;
+        #[cfg(feature = "cuda")]
+        if let Target::Cuda(_) = self {
+            super::cuda::check_shape(config)?;
         }
-    }
-
-    fn on_cpu(
-        &self,
-        config: &Config,
-        file_bytes: u64,
-        asked: Option<usize>,
-        limits: &dyn Fn(KvRoom) -> Limits,
-    ) -> Room {
-        // Slots and snapshots don't depend on the context.
-        let least = LEAST_CONTEXT.min(config.context);
-        let fixed = limits(KvRoom {
-            context: least,
-            tokens: least,
-        });
-        let places = (fixed.slots as u64).saturating_add(fixed.snapshots as u64);
-        let windows = places.saturating_mul(snapshot_bytes(config));
-        // The reference keeps f32.
-        let elements = if matches!(self, Target::Reference) {
-            2
-        } else {
-            1
-        };
-        let per_token = (elements * kv_block_bytes(config) / KV_BLOCK as u64).max(1);
-        let available = machine::available_memory();
-        let beside = file_bytes.saturating_add(windows);
-        let free = available.map_or(u64::MAX, |available| available.saturating_sub(beside));
-        let fits = KvRoom::within(free, per_token, config.context);
-        let room = match asked {
-            Some(context) => KvRoom {
-                context,
-                tokens: fits.tokens.max(context),
-            },
-            None => fits,
-        };
-        let bounded = asked.is_none() && room.context < config.context;
-        Room {
-            context: room.context,
-            limits: limits(room),
-            bounded_by: bounded.then(|| {
-                format!(
-                    "{} of free memory, of which the model takes {} and sliding windows and their \
-                     snapshots {}",
-                    human(available.unwrap_or(u64::MAX)),
-                    human(file_bytes),
-                    human(windows)
-                )
-            }),
-            plan: None,
-        }
-    }
-
-    /// Bytes free on the GPU, if it is one.
-    pub fn free_memory(&self) -> Option<u64> {
-        match self {
-            Target::Cpu(_) | Target::Reference => None,
-            #[cfg(feature = "cuda")]
-            Target::Cuda(device) => device.memory().ok().map(|(free, _)| free),
-        }
+        let footprint = |limits: &Limits| self.footprint(check, threads, limits);
+        room::room(memory, &footprint, config.context, wanted)
     }
 
     /// Opens the back end; `progress` counts bytes of weights that are moved, if any are.
@@ -228,29 +172,5 @@ impl Target {
             #[cfg(feature = "cuda")]
             Target::Cuda(device) => super::cuda::open(device.clone(), model, limits, progress)?,
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_context_is_bounded_by_memory() {
-        // gpt-oss-20b: 24 KiB a token.
-        const TOKEN: u64 = 24 << 10;
-        let room = |free| KvRoom::within(free, TOKEN, 131_072);
-        let bounded = |free| room(free).context;
-        assert_eq!(bounded(u64::MAX), 131_072);
-        assert_eq!(bounded(RESERVE + TOKEN * 131_072), 131_072);
-        assert_eq!(bounded(RESERVE + TOKEN * 131_071), 131_040);
-        assert_eq!(bounded(RESERVE + TOKEN * 10_000), 9_984);
-        // Little or nothing left: a short context is still tried.
-        assert_eq!(bounded(0), LEAST_CONTEXT);
-        assert_eq!(KvRoom::within(0, TOKEN, 512).context, 512);
-        // All that fits, and never less than one context.
-        assert_eq!(room(RESERVE + TOKEN * 10_000).tokens, 9_984);
-        assert_eq!(room(RESERVE + TOKEN * 200_000).tokens, 200_000);
-        assert_eq!(room(0).tokens, LEAST_CONTEXT);
     }
 }

@@ -15,6 +15,7 @@ pub mod inspect;
 mod interrupt;
 pub mod model;
 mod npy;
+mod plan;
 mod pull;
 mod run;
 mod sampling;
@@ -62,6 +63,8 @@ enum Command {
     Pull(pull::Args),
     /// Say what this machine has to run models with, and what is missing
     Doctor(doctor::Args),
+    /// Say what a model takes of memory, and what fits
+    Plan(Box<plan::Args>),
     /// Measure speed against what this machine's memory allows
     Bench(Box<bench::Args>),
     /// Compare two engines, models or builds: how near, how fast, which to use
@@ -96,6 +99,7 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::run(*args),
         Command::Compare(args) => compare::run(*args),
         Command::CompareSide => compare::run_side(),
+        Command::Plan(args) => plan::run(*args),
         Command::Batch(args) => batch::run(*args),
         Command::Doctor(args) => doctor::run(args),
         Command::Inspect(args) => inspect::run(args),

@@ -2,15 +2,15 @@
 
 use super::{Usage, compare::Verdicts};
 use crate::{
-    backend::{Backend, KV_BLOCK, KvRoom, Limits, Room, Target},
+    backend::{Backend, KV_BLOCK, KvRoom, Limits, Memory, Room, Target, Wanted},
     checkpoint::Checkpoint,
     engine::{EngineOptions, NativeEngine},
     gguf::Gguf,
-    hub, machine,
+    hub,
     tokenizer::Tokenizer,
-    weights::Model,
+    weights::{Check, Model},
 };
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::{
@@ -150,17 +150,6 @@ impl Common {
 
     /// Loads shape and weights, with the RoPE variant that was asked for.
     pub fn load(&self, checkpoint: &Checkpoint) -> Result<Model> {
-        let check = checkpoint.check()?;
-        if let Some(free) = machine::available_memory()
-            && check.cost.converted_bytes > free
-        {
-            bail!(
-                "{}: {}; {} are free",
-                checkpoint.path().display(),
-                check.cost.notes.join("; "),
-                hub::human(free)
-            );
-        }
         let mut model = checkpoint.load()?;
         model.config.rope.rounded |= self.rope_compat;
         Ok(model)
@@ -194,6 +183,10 @@ impl Common {
                  add `--model gpt-oss-20b`."
             );
         }
+        let check = checkpoint.check()?;
+        let name = self.backend_for(&checkpoint);
+        let (target, room) = self.room(&name, &check, spare, &limits)?;
+        let context = room.context;
         let spinner = loading(file_bytes);
         let (tokenizer, model) = std::thread::scope(|scope| {
             let tokenizer = scope.spawn(|| checkpoint.tokenizer());
@@ -206,19 +199,17 @@ impl Common {
             Ok(tokenizer) => Arc::new(tokenizer?),
             Err(_) => bail!("building the tokenizer panicked"),
         };
-        let name = self.backend_for(&checkpoint);
-        let (target, room) = self.room(&name, &model, file_bytes, spare, &limits)?;
-        let context = room.context;
         show_bytes(&spinner);
-        let free = target.free_memory();
+        let free = target.memory().free;
         let backend = target.open(model.clone(), self.threads, room.limits, &spinner)?;
         spinner.finish_and_clear();
-        if let (Some(plan), true) = (room.plan, self.verbose || spare) {
+        if target.is_gpu() && (self.verbose || spare) {
             let taken = free
-                .zip(target.free_memory())
+                .zip(target.memory().free)
                 .map(|(then, now)| then.saturating_sub(now));
             tell!(
-                "GPU memory: {plan}; taken {}",
+                "GPU memory: {}; taken {}",
+                room.footprint,
                 hub::human(taken.unwrap_or(0))
             );
         }
@@ -268,24 +259,13 @@ impl Common {
 
     /// What computes, and the room there is (said on stderr where memory bounds it). Where `auto` finds a
     /// GPU that can't run this model, the processor does.
-    fn room(
+    pub fn room(
         &self,
         backend: &str,
-        model: &Model,
-        file_bytes: u64,
+        check: &Check,
         spare: bool,
         limits: &dyn Fn(KvRoom, usize) -> Limits,
     ) -> Result<(Target, Room)> {
-        let most = model.config.context;
-        if let Some(asked) = self.ctx_size.filter(|&asked| asked > most) {
-            let text = format!("--ctx-size {asked}: this model's context is {most} tokens");
-            return Err(Usage(text).into());
-        }
-        let room = |target: &Target| {
-            let batch_tokens = target.batch_tokens();
-            let limits = |room| limits(room, batch_tokens);
-            target.room(model, file_bytes, self.ctx_size, spare, &limits)
-        };
         let mut target = match Target::of(backend) {
             // What was found best is not to be had any more.
             Err(why) if self.backend == "auto" => {
@@ -294,21 +274,50 @@ impl Common {
             }
             other => other?,
         };
-        let room = match room(&target) {
+        let room = match self.room_on(&target, &target.memory(), check, spare, limits) {
             Err(why) if self.backend == "auto" && target.is_gpu() => {
                 tell!("{why:#}; running on the processor");
                 target = Target::Cpu(None);
-                room(&target)?
+                self.room_on(&target, &target.memory(), check, spare, limits)?
             }
             other => other?,
         };
         if let Some(memory) = &room.bounded_by {
             tell!(
-                "context: {} of the model's {most} tokens, for {memory} (--ctx-size overrides)",
-                room.context
+                "context: {} of the model's {} tokens, for {memory}",
+                room.context,
+                check.model.config.context
             );
         }
         Ok((target, room))
+    }
+
+    /// The room for these limits in `memory`, if `target` keeps the model there.
+    pub fn room_on(
+        &self,
+        target: &Target,
+        memory: &Memory,
+        check: &Check,
+        spare: bool,
+        limits: &dyn Fn(KvRoom, usize) -> Limits,
+    ) -> Result<Room> {
+        let most = check.model.config.context;
+        if let Some(asked) = self.ctx_size.filter(|&asked| asked > most) {
+            let text = format!("--ctx-size {asked}: this model's context is {most} tokens");
+            return Err(Usage(text).into());
+        }
+        let batch_tokens = target.batch_tokens();
+        let wanted = Wanted {
+            context: self.ctx_size,
+            spare: spare && target.is_gpu(),
+            limits: &|room| limits(room, batch_tokens),
+        };
+        let room = target.room(memory, check, self.threads, &wanted);
+        match check.cost.notes.as_slice() {
+            [] => room,
+            // What conversion takes may be why.
+            notes => room.with_context(|| notes.join("; ")),
+        }
     }
 }
 

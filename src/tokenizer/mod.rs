@@ -263,6 +263,11 @@ impl Tokenizer {
         self.kinds.len()
     }
 
+    /// Bytes of memory that its tables take, about.
+    pub fn bytes(&self) -> usize {
+        self.table.memory() + self.kinds.len() + self.padding.len() * size_of::<u32>()
+    }
+
     /// The ids of ordinary tokens that spell `text`. Linear in its length.
     pub fn encode(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 4 + 8);

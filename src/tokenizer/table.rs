@@ -114,6 +114,12 @@ impl Table {
         }
     }
 
+    /// Bytes of its buffers.
+    pub fn memory(&self) -> usize {
+        let words = self.slots.len() + self.filter.len();
+        self.bytes.capacity() + 8 * words + 4 * (self.ends.capacity() + self.pairs.len())
+    }
+
     pub fn len(&self) -> usize {
         self.ends.len() - 1
     }

@@ -5,6 +5,7 @@
 #![allow(unsafe_code)] // views of shared buffers
 
 use super::{
+    attention::tile_rows,
     kernels::{BLOCK, GROUP, Kernels, Panel, XRow, attention::Tile},
     moe::Routing,
     threads::Shared,
@@ -81,6 +82,11 @@ impl QuantizedMemory {
             sum: vec![0; blocks],
         }
     }
+    /// What `new` takes.
+    fn bytes(rows: usize, cols: usize) -> usize {
+        let width = padded(cols);
+        rows * (width + width / BLOCK * (size_of::<f32>() + size_of::<i32>()))
+    }
     fn view(&mut self) -> Quantized<'_> {
         Quantized {
             width: self.width,
@@ -126,6 +132,14 @@ impl SmallMemory {
             pairs: QuantizedMemory::new(pairs, config.expert_width),
             choices: vec![(0, 0.0); pairs],
         }
+    }
+    /// Bytes that [`SmallMemory::new`] takes.
+    pub fn bytes(config: &Config, rows: usize) -> usize {
+        let pairs = rows * config.experts_used;
+        2 * rows * config.hidden * size_of::<f32>()
+            + QuantizedMemory::bytes(rows, config.hidden.max(config.heads * config.head_dim))
+            + QuantizedMemory::bytes(pairs, config.expert_width)
+            + pairs * size_of::<(u32, f32)>()
     }
     /// The view that stages use.
     pub fn view(&mut self) -> Small<'_> {
@@ -180,6 +194,15 @@ impl LargeMemory {
             partials: vec![0.0; partials * config.heads * (config.head_dim + 2)],
         }
     }
+    /// Bytes that [`LargeMemory::new`] takes.
+    pub fn bytes(config: &Config, rows: usize, partials: usize) -> usize {
+        let q = config.heads * config.head_dim;
+        let row = 2 * q + 2 * config.kv_heads * config.head_dim + config.hidden;
+        let pair = config.expert_width + config.hidden;
+        let values = rows * (row + config.experts_used * pair)
+            + partials * config.heads * (config.head_dim + 2);
+        values * size_of::<f32>()
+    }
     /// The view that stages use.
     pub fn view(&mut self) -> Large<'_> {
         Large {
@@ -229,17 +252,8 @@ pub struct Work {
 
 impl Local {
     /// Room for `rows` rows in large stages and `alone` in small ones; `chunk` weight rows an item.
-    pub fn new(
-        config: &Config,
-        rows: usize,
-        alone: usize,
-        chunk: usize,
-        tile_rows: usize,
-    ) -> Local {
-        let cols = config
-            .hidden
-            .max(config.expert_width)
-            .max(config.heads * config.head_dim);
+    pub fn new(config: &Config, rows: usize, alone: usize, chunk: usize) -> Local {
+        let (cols, tile_rows) = (widest(config), tile_rows(config));
         Local {
             small: SmallMemory::new(config, alone),
             work: Work {
@@ -259,6 +273,29 @@ impl Local {
     }
 }
 
+impl Local {
+    /// Bytes that [`Local::new`] takes.
+    pub fn bytes(config: &Config, rows: usize, alone: usize, chunk: usize) -> usize {
+        let (tile_rows, pairs) = (tile_rows(config), rows * config.experts_used);
+        SmallMemory::bytes(config, alone)
+            + Panel::bytes(widest(config))
+            + Tile::bytes(tile_rows, config.head_dim)
+            + 2 * rows * chunk * size_of::<f32>()
+            + rows * size_of::<XRow>()
+            + tile_rows * (size_of::<(f32, f32)>() + config.head_dim * size_of::<f32>())
+            + (2 * config.experts + 1 + pairs) * size_of::<u32>()
+            + config.experts * size_of::<f32>()
+    }
+}
+
+/// Values of the widest input row of a product.
+fn widest(config: &Config) -> usize {
+    config
+        .hidden
+        .max(config.expert_width)
+        .max(config.heads * config.head_dim)
+}
+
 impl Work {
     /// Runs `item` with the input rows of `rows`, keeping the list's memory.
     pub fn with_inputs<'a>(
@@ -272,5 +309,46 @@ impl Work {
         inputs.clear();
         // An empty list of one lifetime becomes one of another; `collect` reuses its memory.
         self.inputs = inputs.into_iter().map(|_| XRow::default()).collect();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{backend::cpu::attention::PARTIALS, synth::Preset};
+
+    /// Bytes that the buffers of a vector hold.
+    fn of<T>(values: &[T]) -> usize {
+        size_of_val(values)
+    }
+
+    #[test]
+    fn what_is_counted_is_what_is_allocated() {
+        let quantized = |m: &QuantizedMemory| of(&m.q) + of(&m.scale) + of(&m.sum);
+        let small = |m: &SmallMemory| {
+            of(&m.x) + of(&m.h) + quantized(&m.input) + quantized(&m.pairs) + of(&m.choices)
+        };
+        for (preset, rows) in [(Preset::B20, 512), (Preset::B120, 3), (Preset::Tiny, 100)] {
+            let config = preset.config(1000);
+            let memory = SmallMemory::new(&config, rows);
+            assert_eq!(SmallMemory::bytes(&config, rows), small(&memory));
+            let m = LargeMemory::new(&config, rows, PARTIALS);
+            let large = [&m.qkv, &m.attention, &m.projected];
+            let large = large
+                .into_iter()
+                .chain([&m.swiglu, &m.experts, &m.partials]);
+            let large: usize = large.map(|values| of(values)).sum();
+            assert_eq!(LargeMemory::bytes(&config, rows, PARTIALS), large);
+            let local = Local::new(&config, rows, 3, 64);
+            let (work, tile, panel) = (&local.work, &local.work.tile, &local.work.panel);
+            let out: usize = work.out.iter().map(|out| of(out)).sum();
+            let inputs = work.inputs.capacity() * size_of::<XRow>();
+            let merged = of(&work.merged) + of(&work.merged_acc);
+            let panel = of(&panel.weights) + of(&panel.scale) + of(&panel.inputs);
+            let allocated = small(&local.small) + out + inputs + merged + panel;
+            let allocated =
+                allocated + tile.allocated() + work.routing.allocated() + of(&work.router);
+            assert_eq!(Local::bytes(&config, rows, 3, 64), allocated);
+        }
     }
 }

@@ -15,11 +15,16 @@ mod offsets;
 mod threads;
 mod touch;
 
-use super::{Backend, Batch, Limits, LogitRows, Windows, Work, windows::check_copy};
+use super::{
+    Backend, Batch, Footprint, Limits, LogitRows, Windows, Work, kv_block_bytes,
+    room::{mapped_bytes, vector_bytes},
+    snapshot_bytes,
+    windows::check_copy,
+};
 use crate::{
     config::Config,
     trace::{self, Tap},
-    weights::Model,
+    weights::{Check, Model},
 };
 use anyhow::{Result, anyhow, bail, ensure};
 use attention::Plan;
@@ -33,6 +38,36 @@ use threads::{Pool, Queue, Shared};
 /// The instruction sets that run on this machine, fastest first.
 pub fn isas() -> Vec<&'static str> {
     kernels::available().map(|k| k.name).collect()
+}
+
+/// What a model takes with room for `limits` on so many threads (0: one a processor), once all of it has
+/// been written.
+pub(super) fn footprint(check: &Check, threads: usize, limits: &Limits) -> Footprint {
+    let model = &check.model;
+    let config = &model.config;
+    let windows = |places: usize| (places as u64).saturating_mul(snapshot_bytes(config));
+    let rows = limits.batch_tokens;
+    let local = Local::bytes(config, rows, forward::ALONE.min(rows), forward::CHUNK);
+    let work = SmallMemory::bytes(config, rows)
+        + LargeMemory::bytes(config, rows, attention::PARTIALS)
+        + local.saturating_mul(threads_of(threads))
+        + (limits.slots * config.vocab + rows * config.head_dim) * size_of::<f32>();
+    Footprint {
+        mapped: mapped_bytes(model),
+        weights: check.cost.converted_bytes + vector_bytes(model),
+        blocks: (limits.kv_blocks as u64).saturating_mul(kv_block_bytes(config)),
+        windows: windows(limits.slots),
+        snapshots: windows(limits.snapshots),
+        work: work as u64,
+    }
+}
+
+/// Threads that are meant by a number of them: 0 is one for each processor.
+fn threads_of(threads: usize) -> usize {
+    match threads {
+        0 => threads::processors(),
+        n => n,
+    }
 }
 
 /// The CPU back end.
@@ -82,23 +117,11 @@ impl Cpu {
             "a back end for batches of 0 tokens"
         );
         let config = &model.config;
-        let threads = if threads == 0 {
-            threads::processors()
-        } else {
-            threads
-        };
+        let threads = threads_of(threads);
         let pool = Pool::new(threads)?;
         touch::touch(&model.weights, &pool);
         let rows = limits.batch_tokens;
-        let local = || {
-            Local::new(
-                config,
-                rows,
-                forward::ALONE.min(rows),
-                forward::CHUNK,
-                attention::tile_rows(config),
-            )
-        };
+        let local = || Local::new(config, rows, forward::ALONE.min(rows), forward::CHUNK);
         Ok(Cpu {
             kernels,
             cache: Cache::new(config, limits)?,

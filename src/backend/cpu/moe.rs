@@ -20,6 +20,13 @@ impl Routing {
         }
     }
 
+    /// Bytes that it has taken.
+    #[cfg(test)]
+    pub fn allocated(&self) -> usize {
+        let values = self.starts.len() + self.pairs.len() + self.active.capacity();
+        values * size_of::<u32>()
+    }
+
     /// Groups the pairs whose experts are `choices`, in order, by counting.
     pub fn group(&mut self, choices: &[(u32, f32)]) {
         self.starts.fill(0);

@@ -8,12 +8,12 @@ mod cache;
 pub mod decode;
 pub mod device;
 mod driver;
+mod footprint;
 mod forward;
 pub mod gemm;
 pub mod graph;
 mod images;
 pub mod memory;
-pub mod plan;
 pub mod rows;
 #[cfg(test)]
 mod tests;
@@ -23,10 +23,10 @@ pub mod weights;
 
 pub use device::{Device, Grid, Kernel};
 pub use driver::is_there;
+pub use footprint::footprint;
 pub use forward::{Cuda, work_bytes};
 pub use graph::{Event, Graph};
 pub use memory::{Buffer, Pinned, Plain};
-pub use plan::Plan;
 pub use weights::check_shape;
 
 use super::{Backend, Limits};

@@ -179,7 +179,7 @@ fn scaled(text: &str, scale: impl Fn(&str) -> Option<u64>) -> Option<u64> {
 }
 
 /// `4096`, `256MiB`, `64GB`, `16M`.
-fn bytes(text: &str) -> Result<u64, String> {
+pub fn bytes(text: &str) -> Result<u64, String> {
     let bytes = scaled(text, |unit| match unit {
         "" | "b" => Some(1),
         "k" | "kib" => Some(1 << 10),

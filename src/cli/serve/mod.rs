@@ -4,6 +4,7 @@ mod flags;
 mod layers;
 
 pub use flags::Args;
+pub(super) use flags::bytes;
 
 use super::{
     Usage, interrupt,
@@ -186,32 +187,23 @@ fn sources(args: &Args) -> Result<Vec<Source>> {
     Ok(sources)
 }
 
-/// What an engine is given room for.
+/// What sequences and their sliding windows are given room for.
 #[derive(Debug, Clone, Copy)]
-struct Room {
-    seqs: usize,
-    waiting: usize,
-    cache_bytes: u64,
-    prefix_cache: bool,
-    must_be_deterministic: bool,
+pub(super) struct Space {
+    /// Sequences at once.
+    pub seqs: usize,
+    /// Memory for snapshots of sliding windows.
+    pub cache_bytes: u64,
 }
 
-impl Room {
-    fn of(args: &Args) -> Room {
-        Room {
-            seqs: args.max_seqs,
-            waiting: args.max_waiting,
-            cache_bytes: args.cache_bytes,
-            prefix_cache: !args.no_prefix_cache,
-            must_be_deterministic: args.deterministic,
-        }
+impl Space {
+    /// Room for so many sequences, and for snapshots of sliding windows in so much memory.
+    pub fn new(seqs: usize, cache_bytes: u64) -> Space {
+        Space { seqs, cache_bytes }
     }
 
     fn snapshots(&self, config: &Config) -> u64 {
-        match self.prefix_cache {
-            true => (self.cache_bytes / snapshot_bytes(config).max(1)).min(MOST_SNAPSHOTS),
-            false => 0,
-        }
+        (self.cache_bytes / snapshot_bytes(config).max(1)).min(MOST_SNAPSHOTS)
     }
 
     /// Bytes of all sliding windows: each sequence's, and the snapshots.
@@ -220,7 +212,8 @@ impl Room {
         places.saturating_mul(snapshot_bytes(config))
     }
 
-    fn limits(&self, config: &Config, room: KvRoom, batch_tokens: usize) -> Limits {
+    /// The limits that fit into the room for KV cache, for batches of so many tokens.
+    pub fn limits(&self, config: &Config, room: KvRoom, batch_tokens: usize) -> Limits {
         let KvRoom { context, tokens } = room;
         let wanted = context.max(TOKENS_EACH.min(context).saturating_mul(self.seqs));
         Limits {
@@ -228,6 +221,30 @@ impl Room {
             kv_blocks: wanted.min(tokens).div_ceil(KV_BLOCK),
             batch_tokens,
             snapshots: self.snapshots(config) as usize,
+        }
+    }
+}
+
+/// How an engine is run.
+#[derive(Debug, Clone, Copy)]
+struct Room {
+    space: Space,
+    waiting: usize,
+    prefix_cache: bool,
+    must_be_deterministic: bool,
+}
+
+impl Room {
+    fn of(args: &Args) -> Room {
+        let cache_bytes = match args.no_prefix_cache {
+            true => 0,
+            false => args.cache_bytes,
+        };
+        Room {
+            space: Space::new(args.max_seqs, cache_bytes),
+            waiting: args.max_waiting,
+            prefix_cache: !args.no_prefix_cache,
+            must_be_deterministic: args.deterministic,
         }
     }
 }
@@ -254,7 +271,9 @@ fn source(common: Common, name: Option<String>, room: Room) -> Result<Source> {
         .unwrap_or(config.context)
         .min(config.context);
     let tokens = usize::MAX;
-    let limits = room.limits(&config, KvRoom { context, tokens }, BATCH_TOKENS);
+    let limits = room
+        .space
+        .limits(&config, KvRoom { context, tokens }, BATCH_TOKENS);
     let cache = kv_bytes(&limits, &config);
     Ok(Source {
         names,
@@ -263,7 +282,7 @@ fn source(common: Common, name: Option<String>, room: Room) -> Result<Source> {
         bytes: facts
             .file_bytes
             .saturating_add(cache)
-            .saturating_add(room.windows(&config)),
+            .saturating_add(room.space.windows(&config)),
         facts: Facts {
             is_demo: common.model.is_none(),
             ..facts
@@ -278,7 +297,7 @@ fn kv_bytes(limits: &Limits, config: &Config) -> u64 {
 }
 
 fn open(common: &Common, config: &Config, room: Room) -> Result<Running> {
-    let loaded = common.open_with(true, |kv, batch| room.limits(config, kv, batch))?;
+    let loaded = common.open_with(true, |kv, batch| room.space.limits(config, kv, batch))?;
     if room.must_be_deterministic && !loaded.backend.batch_invariant() {
         bail!(
             "--deterministic: the back end {} gives other bits to a request when others run beside \
@@ -294,7 +313,7 @@ fn open(common: &Common, config: &Config, room: Room) -> Result<Running> {
         hub::human(kv_bytes(&limits, config)),
         limits.kv_blocks * KV_BLOCK,
         loaded.context,
-        hub::human(room.windows(config))
+        hub::human(room.space.windows(config))
     );
     let options = EngineOptions {
         context: loaded.context,
@@ -316,9 +335,8 @@ fn open(common: &Common, config: &Config, room: Room) -> Result<Running> {
 /// When it can't be read.
 pub fn demo_source() -> Result<Source> {
     let room = Room {
-        seqs: 16,
+        space: Space::new(16, 64 << 20),
         waiting: 256,
-        cache_bytes: 64 << 20,
         prefix_cache: true,
         must_be_deterministic: true,
     };
@@ -337,13 +355,7 @@ mod tests {
     #[test]
     fn what_bounds_the_context_bounds_all_sequences() -> Result<()> {
         let (_, config) = Facts::read(&Common::default().open_checkpoint()?)?;
-        let room = |seqs, cache_bytes| Room {
-            seqs,
-            waiting: 0,
-            cache_bytes,
-            prefix_cache: true,
-            must_be_deterministic: false,
-        };
+        let room = Space::new;
         let tokens = |seqs, context, tokens| {
             let limits = room(seqs, 0).limits(&config, KvRoom { context, tokens }, BATCH_TOKENS);
             limits.kv_blocks * KV_BLOCK

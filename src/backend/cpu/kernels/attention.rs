@@ -49,6 +49,21 @@ impl Tile {
             weights: vec![[0.0; STEP]; rows],
         }
     }
+
+    /// Bytes that [`Tile::new`] takes.
+    pub fn bytes(rows: usize, head_dim: usize) -> usize {
+        let row = 2 * head_dim + 1 + 16 + STEP;
+        (rows * row + 2 * STEP * head_dim) * size_of::<f32>() + rows * size_of::<(usize, usize)>()
+    }
+
+    /// Bytes that it has taken.
+    #[cfg(test)]
+    pub fn allocated(&self) -> usize {
+        let values = self.q.len() + self.max.len() + self.acc.len();
+        let values = values + self.keys.len() + self.values.len();
+        let rows = size_of_val(&self.visible[..]) + size_of_val(&self.sum[..]);
+        values * size_of::<f32>() + rows + size_of_val(&self.weights[..])
+    }
 }
 
 /// Adds positions `position..position + 32` to the first `rows` rows of the tile.

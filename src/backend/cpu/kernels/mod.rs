@@ -76,6 +76,12 @@ impl Panel {
             inputs: vec![Line([0; 64]); blocks * 10],
         }
     }
+
+    /// Bytes that [`Panel::new`] takes.
+    pub fn bytes(cols: usize) -> usize {
+        let blocks = cols.div_ceil(BLOCK).next_multiple_of(GROUP);
+        blocks * (PANELS * (8 * size_of::<Line>() + 16 * size_of::<f32>()) + 10 * size_of::<Line>())
+    }
 }
 
 /// Weight rows of a product: `rows * row_bytes` bytes, and those that the caller will read next,
