@@ -22,7 +22,7 @@ pub enum Checkpoint {
     /// A GGUF file, or all parts of a split one.
     Gguf(Gguf),
     /// A folder of safetensors: MLX's, or OpenAI's release.
-    Folder(Folder),
+    Folder(Box<Folder>),
 }
 
 impl From<Gguf> for Checkpoint {
@@ -38,7 +38,7 @@ impl Checkpoint {
     /// When it can't be read or is damaged: names the file, and what was expected and found.
     pub fn open(path: &Path) -> Result<Checkpoint> {
         Ok(match path.is_dir() {
-            true => Checkpoint::Folder(Folder::open(path)?),
+            true => Checkpoint::Folder(Box::new(Folder::open(path)?)),
             false => Checkpoint::Gguf(Gguf::open(path)?),
         })
     }
@@ -99,7 +99,7 @@ impl Checkpoint {
     pub fn check(&self) -> Result<Check> {
         match self {
             Checkpoint::Gguf(gguf) => Model::check(gguf),
-            Checkpoint::Folder(folder) => Model::check(folder),
+            Checkpoint::Folder(folder) => Model::check(&**folder),
         }
     }
 
@@ -107,7 +107,7 @@ impl Checkpoint {
     pub fn load(&self) -> Result<Model> {
         match self {
             Checkpoint::Gguf(gguf) => Model::load(gguf),
-            Checkpoint::Folder(folder) => Model::load(folder),
+            Checkpoint::Folder(folder) => Model::load(&**folder),
         }
     }
 }

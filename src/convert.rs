@@ -26,6 +26,17 @@ pub struct Conversion<'a> {
     pub notes: Vec<String>,
 }
 
+/// Matrices of one form that take more in the file.
+#[derive(Default)]
+struct Widened {
+    tensors: usize,
+    from: u64,
+    to: u64,
+    /// The largest change of a value, and the largest value.
+    error: f32,
+    largest: f32,
+}
+
 impl<'a> Conversion<'a> {
     /// Reads scales and vocabulary, and lays the file out. With `round`, values that only F32 could hold are
     /// rounded to F16.
@@ -104,31 +115,33 @@ impl<'a> Conversion<'a> {
     /// What differs from the folder, or grew.
     fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
-        let mut wide: BTreeMap<(String, &str), (usize, u64, u64, f32, f32)> = BTreeMap::new();
+        let mut widened: BTreeMap<(String, &str), Widened> = BTreeMap::new();
         for ((info, encoding, bytes), (_, _, form)) in
             self.tensors.iter().zip(self.folder.listing())
         {
             // Exact where the router and vectors become F32: nothing to tell.
             if form.starts_with("affine") && info.kind != encoding.kind {
-                let sum = wide.entry((form, encoding.kind.name())).or_default();
+                let sum = widened.entry((form, encoding.kind.name())).or_default();
                 let (error, largest) = encoding.rounding.unwrap_or_default();
-                sum.0 += 1;
-                sum.1 += info.bytes as u64;
-                sum.2 += bytes;
-                (sum.3, sum.4) = (sum.3.max(error), sum.4.max(largest));
+                sum.tensors += 1;
+                sum.from += info.bytes as u64;
+                sum.to += bytes;
+                (sum.error, sum.largest) = (sum.error.max(error), sum.largest.max(largest));
             }
         }
-        for ((form, kind), (tensors, from, to, error, largest)) in wide {
-            let loss = if error > 0.0 {
+        for ((form, kind), sum) in widened {
+            let loss = if sum.error > 0.0 {
+                let (error, largest) = (sum.error, sum.largest);
                 format!("rounded by at most {error:.1e} (the largest value is {largest:.1e})")
             } else {
                 "exact".to_owned()
             };
             notes.push(format!(
-                "{tensors} {form} matrices have scales and biases that no Q8_0 block can hold: as {kind}, {loss}, \
+                "{} {form} matrices have scales and biases that no Q8_0 block can hold: as {kind}, {loss}, \
                  {:.2} GB become {:.2} GB{}",
-                from as f64 / 1e9,
-                to as f64 / 1e9,
+                sum.tensors,
+                sum.from as f64 / 1e9,
+                sum.to as f64 / 1e9,
                 if kind == "F32" { "; --f16 rounds them to half of that" } else { "" },
             ));
         }

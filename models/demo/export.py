@@ -12,10 +12,10 @@ import gguf
 import numpy as np
 
 import vocab
+from requantize import Q8_0, q8_0
 from shape import *  # noqa: F403 - the model's shape
 
 MXFP4 = gguf.GGMLQuantizationType.MXFP4
-Q8_0 = gguf.GGMLQuantizationType.Q8_0
 
 
 def mxfp4(w):
@@ -112,7 +112,7 @@ def main():
         w.add_tensor(name, np.ascontiguousarray(a, np.float32))
 
     def q8(name, a):
-        w.add_tensor(name, gguf.quants.quantize(np.ascontiguousarray(a, np.float32), Q8_0), raw_dtype=Q8_0)
+        w.add_tensor(name, q8_0(a), raw_dtype=Q8_0)
 
     q8("token_embd.weight", p["embd"])
     for i in range(LAYERS):

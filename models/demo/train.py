@@ -142,8 +142,9 @@ def mxfp4(w):
 def q8_0(w):
     """w as Q8_0 would hold it; the gradient passes through."""
     b = w.detach().unflatten(-1, (-1, 32))
-    d = b.abs().amax(-1, keepdim=True) / 127
-    q = torch.round(b / d.clamp(min=1e-12)) * d.half().float()
+    mantissa, exponent = torch.frexp(b.abs().amax(-1, keepdim=True) / 127)
+    d = torch.ldexp(torch.ceil(mantissa * 256), exponent - 8)  # as requantize.py: rounded up to bf16
+    q = torch.round(b / d.clamp(min=1e-12)) * d
     return w + (q.flatten(-2) - w.detach())
 
 

@@ -62,7 +62,7 @@ impl<'a, T: Tensors> Loader<'a, T> {
         for tensor in self.files.tensors() {
             if !self.taken.contains(tensor.name.as_str()) {
                 let what = "expected the tensors of gpt-oss only, found this one besides";
-                return Err(self.files.tensor_error(tensor, &what));
+                return Err(self.files.tensor_error(tensor, what));
             }
         }
         let weights = Weights {

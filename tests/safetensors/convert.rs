@@ -1,9 +1,10 @@
 //! `gossamer convert`, through the program, and other commands on folders.
 
-use crate::common::{fresh_seed, models::Tiny, root, score_with, tool};
+use crate::common::{fresh_seed, golden::tensors, models::Tiny, root, score_with, tool};
 use gossamer::{
     gguf::{Gguf, Value},
     quant::GgmlType,
+    safetensors::Folder,
     weights::Model,
 };
 use std::{collections::BTreeMap, path::Path, process::Command, sync::Arc};
@@ -145,7 +146,8 @@ fn what_cannot_be_converted_says_why() {
     assert!(!out.exists() && !scratch.path().join("out.gguf.incomplete").exists());
 }
 
-/// The demo model as a folder answers as its file does, and mlx-lm's converter of the same script is exact.
+/// The demo model's scales are bf16's, so its folder of MLX's usual types holds the very weights of its file, and
+/// every command runs on it.
 #[test]
 fn the_demo_model_runs_out_of_a_folder() {
     let scratch = tempfile::tempdir().unwrap();
@@ -162,6 +164,32 @@ fn the_demo_model_runs_out_of_a_folder() {
     let answer = ask(&folder);
     assert!(answer.contains("42"), "{answer}");
     assert_eq!(answer, ask(&demo));
+    let weights = std::fs::read(folder.join("model.safetensors")).unwrap();
+    let n = u64::from_le_bytes(weights[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&weights[8..8 + n]).unwrap();
+    for (name, tensor) in header.as_object().unwrap() {
+        let is_affine = header.get(name.replace(".scales", ".biases")).is_some();
+        assert!(
+            !name.ends_with(".scales") || !is_affine || tensor["dtype"] == "BF16",
+            "{name}"
+        );
+    }
+    let folder_model = Model::load(&Folder::open(&folder).unwrap()).unwrap();
+    let file_model = Model::load(&Gguf::open(&demo).unwrap()).unwrap();
+    assert!(tensors(&folder_model) == tensors(&file_model));
+
+    let bench = ["--prompt", "16", "--tokens", "2", "--repeat", "1", "--json"];
+    let output = Command::new(env!("CARGO_BIN_EXE_gossamer"))
+        .args(["bench", "--model"])
+        .arg(&folder)
+        .args(bench)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        output.status.success() && text.contains("demo-mlx"),
+        "{text}"
+    );
 
     let (code, out, err) = gossamer(&[&"inspect", &folder]);
     assert_eq!(code, 0, "{err}");
