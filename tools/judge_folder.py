@@ -4,6 +4,7 @@
     judge_folder.py values FOLDER OUT_DIR       what mx.dequantize makes of every quantized matrix, from scales and
                                                 biases in f32, as OUT_DIR/MODULE.f32
     judge_folder.py release FOLDER OUT_DIR      the same of OpenAI's layout: e2m1 codes times powers of two, by numpy
+    judge_folder.py quantize FOLDER OUT_DIR BITS  what mlx-lm's own converter makes of FOLDER: affine, groups of 64
     judge_folder.py tokens FOLDER TEXTS OUT     ids of each text of a JSON list, specials as text, as JSON
 """
 import json
@@ -50,6 +51,17 @@ def release(folder, out):
                     rows.astype("<f4").tofile(out / (module.replace("gate_up_proj", part) + ".f32"))
             else:
                 found.astype("<f4").tofile(out / f"{module}.f32")
+
+
+def quantize(folder, out, bits):
+    import mlx.core as mx
+    from mlx_lm.utils import load_model, quantize_model, save_config, save_model
+    mx.set_default_device(mx.cpu)
+    model, config = load_model(folder)
+    model, config = quantize_model(model, config, 64, int(bits.name))
+    out.mkdir()
+    save_model(out, model)
+    save_config(config, config_path=out / "config.json")
 
 
 def tokens(folder, texts, out):

@@ -84,6 +84,52 @@ fn reference_agrees_with_mlx_lm_on_the_same_folder() {
     }
 }
 
+/// What mlx-lm's converter itself makes of OpenAI's layout, as people publish it, 8 bits and 4: mlx-lm runs it, and
+/// all but the router stay integers here.
+#[test]
+fn what_mlx_lm_quantized_is_what_mlx_lm_runs() {
+    let tiny = Tiny::make_with(fresh_seed(), "bf16", 1);
+    for bits in ["8", "4"] {
+        let name = format!("own-{bits}");
+        let folder = tiny.path(&name);
+        let (hf, ids, out) = (tiny.path("hf"), tiny.path("ids.json"), tiny.path("own.npy"));
+        tool("judge_folder.py", &[&"quantize", &hf, &folder, &bits]);
+        tool(
+            "judge_mlx.py",
+            &[&folder, &ids, &out, &"--rope", &"released"],
+        );
+        let (model, notes) = load(&tiny, &name);
+        assert!(notes.is_empty(), "{notes:?}");
+        let layer = &model.weights.layers[3];
+        for matrix in [
+            &model.weights.output,
+            &model.weights.token_embd,
+            &layer.q.weight,
+            &layer.o.weight,
+        ] {
+            assert!(matrix.format == Format::Q8_0 && matrix.offsets.is_some());
+        }
+        assert_eq!(layer.router.weight.format, Format::F32);
+        let model = Arc::new(model);
+        let reference = score_with("reference", &model, &tiny.ids);
+        let errors = row_errors(&reference, &read_npy(&out));
+        println!("{bits} bits: worst {:.1e}", max(&errors));
+        assert!(
+            max(&errors) <= REFERENCE_ERROR,
+            "{bits} bits: worst {:.1e}",
+            max(&errors)
+        );
+        check_near(
+            "cpu",
+            &model,
+            &tiny.ids,
+            &reference,
+            most_error(Format::Q8_0),
+        )
+        .unwrap();
+    }
+}
+
 /// MLX's names of matrices by ours.
 fn module(name: &str) -> String {
     let parts: Vec<&str> = name.split('.').collect();
