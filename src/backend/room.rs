@@ -10,7 +10,7 @@ use crate::{
     weights::{Layer, Linear, Matrix, Model},
 };
 use anyhow::{Result, bail};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// The least context that is made room for when memory is short.
@@ -20,7 +20,7 @@ const LEAST_CONTEXT: usize = 4096;
 pub const RESERVE: u64 = 512 << 20;
 
 /// What takes memory once all of it is in use, in bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Footprint {
     /// Weights that are used where the files are mapped.
     pub mapped: u64,

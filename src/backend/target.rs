@@ -84,11 +84,17 @@ impl Target {
     /// All that can be had here, by the names that [`Target::of`] reads, the best first; why a GPU can't be
     /// used is said on stderr.
     pub fn all() -> Vec<(String, Target)> {
-        let mut all = Vec::new();
-        #[cfg(feature = "cuda")]
+        let mut all = Target::gpus();
+        all.push(("cpu".to_owned(), Target::Cpu(None)));
+        all
+    }
+
+    #[cfg(feature = "cuda")]
+    fn gpus() -> Vec<(String, Target)> {
+        let mut gpus = Vec::new();
         for number in 0.. {
             match super::cuda::Device::open_nth(number) {
-                Ok(device) => all.push((format!("cuda:{number}"), Target::Cuda(device))),
+                Ok(device) => gpus.push((format!("cuda:{number}"), Target::Cuda(device))),
                 Err(why) => {
                     if number == 0 && super::cuda::is_there() {
                         tell!("{why:#}");
@@ -97,8 +103,12 @@ impl Target {
                 }
             }
         }
-        all.push(("cpu".to_owned(), Target::Cpu(None)));
-        all
+        gpus
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn gpus() -> Vec<(String, Target)> {
+        Vec::new()
     }
 
     /// Rows of one batch that it runs well with.

@@ -13,6 +13,7 @@ mod convert;
 mod doctor;
 pub mod inspect;
 mod interrupt;
+mod long;
 pub mod model;
 mod npy;
 mod plan;
@@ -85,14 +86,7 @@ pub struct Usage(pub String);
 
 /// Runs the program and returns its exit code: 0, 1 on an error, 2 on wrong usage.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => {
-            let _ = error.print();
-            return ExitCode::from(error.exit_code() as u8);
-        }
-    };
-    let result = match cli.command {
+    exit(Cli::try_parse(), |cli| match cli.command {
         Command::Run(args) => run::run(*args),
         Command::Chat(args) => chat::run(*args),
         Command::Serve(args) => serve::run(*args),
@@ -107,8 +101,24 @@ pub fn main() -> ExitCode {
         Command::Pull(args) => pull::run(args),
         Command::Score(args) => score::run(*args),
         Command::Synth(args) => synth::run(args),
+    })
+}
+
+/// Runs the program `gpt-oss-128k-benchmark`; exit codes as [`main`]'s.
+pub fn benchmark() -> ExitCode {
+    long::main()
+}
+
+/// Runs what was parsed, tells its error, and says how the program ends.
+fn exit<T>(parsed: Result<T, clap::Error>, run: impl FnOnce(T) -> anyhow::Result<()>) -> ExitCode {
+    let parsed = match parsed {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(error.exit_code() as u8);
+        }
     };
-    match result {
+    match run(parsed) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {

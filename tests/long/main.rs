@@ -1,6 +1,7 @@
 //! `gossamer plan` and the long-context benchmark, the programs: what they say fits, fits, and what they
 //! measure can be resumed.
 
+mod bench;
 mod plan;
 
 use serde_json::Value;

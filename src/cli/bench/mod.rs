@@ -9,7 +9,7 @@ mod micro;
 mod report;
 
 use super::{
-    Usage,
+    Usage, long,
     model::{Common, Loaded, positive},
 };
 use crate::{backend::Backend, bandwidth, checkpoint::Checkpoint, machine};
@@ -53,9 +53,15 @@ pub struct Args {
     /// Also measure the parts by themselves: tokenizer, Harmony, sampler, product kernels
     #[arg(long)]
     micro: bool,
+    /// Measure long contexts in place of all this: depths from 1k to 128k tokens on every back end here, with
+    /// memory, facts found again and a report, in a budget of time
+    #[arg(long, conflicts_with_all = ["prompt", "tokens", "depth", "streams", "repeat", "micro"])]
+    long: bool,
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    long_flags: long::Flags,
 }
 
 const EXAMPLES: &str = "\
@@ -64,6 +70,7 @@ Examples:
   gossamer bench --model gpt-oss-20b -p 512 -n 64 --depth 0,4096 -r 5
   gossamer bench --model gpt-oss-20b --streams 1,4,8,32 -n 16
   gossamer bench --model gpt-oss-20b --json > bench.json
+  gossamer bench --model gpt-oss-20b --long --budget 10m
 
 Columns: tok/s, of all streams together, with the spread (standard deviation) over the runs; the time
 of a step (one forward pass and the choice of its tokens); GB/s of weights and KV cache read; their share
@@ -85,6 +92,13 @@ fn streams(text: &str) -> Result<usize, String> {
 
 /// Measures and reports.
 pub fn run(args: Args) -> Result<()> {
+    if args.long {
+        return long::run(args.common, &args.long_flags, args.json);
+    }
+    if args.long_flags != long::Flags::default() {
+        let text = "--budget, --lengths, --output and --fresh are flags of bench --long";
+        return Err(Usage(text.into()).into());
+    }
     let deepest = args.depth.iter().max().copied().unwrap_or(0);
     let needed = deepest.saturating_add(args.prompt.max(args.tokens).max(1));
     let mut common = args.common.clone();

@@ -221,7 +221,7 @@ fn time(text: &str) -> Result<Duration, String> {
 }
 
 /// As [`time`], but not 0.
-fn some_time(text: &str) -> Result<Duration, String> {
+pub fn some_time(text: &str) -> Result<Duration, String> {
     match time(text)? {
         Duration::ZERO => Err("must be more than 0".into()),
         time => Ok(time),

@@ -4,7 +4,7 @@ mod flags;
 mod layers;
 
 pub use flags::Args;
-pub(super) use flags::bytes;
+pub(super) use flags::{bytes, some_time};
 
 use super::{
     Usage, interrupt,
