@@ -133,7 +133,7 @@ fn memory(page: &mut Page, outcome: &Outcome) {
             "KV cache of the sequence",
             "anonymous",
             "files",
-            "GPU",
+            "GPU, MLX",
         ],
     );
     let told = |bytes: Option<u64>| bytes.map_or("-".into(), human);
