@@ -24,7 +24,7 @@ use super::{
     Usage,
     model::{Common, positive},
 };
-use crate::{checkpoint::Checkpoint, tokenizer::Tokenizer};
+use crate::{checkpoint::Checkpoint, config::Config, tokenizer::Tokenizer};
 use anyhow::{Context, Result, bail, ensure};
 use fidelity::{Fidelity, Position};
 use found::{Found, Judged, Sequence, SideFound, Speed};
@@ -63,7 +63,7 @@ pub struct Args {
     /// Most tokens to trace
     #[arg(long, value_name = "N", default_value = "256", value_parser = positive)]
     trace_tokens: usize,
-    /// Relative L2 up to which a stage counts as equal. Default: 1e-4 where both run the same back end, else 0.2
+    /// Relative L2 up to which a stage counts as equal. Default: 1e-4 where both compute alike (the same back end, or both in f32), else 0.2
     #[arg(long, value_name = "X", value_parser = share)]
     tolerance: Option<f64>,
     /// Fail (exit code 1) where fewer of the positions have the same likeliest token
@@ -211,6 +211,8 @@ struct Comparison<'a> {
     sides: [(&'a Side, Common); 2],
     models: [Checkpoint; 2],
     tokenizer: Option<Tokenizer>,
+    /// A's.
+    config: Config,
     vocab: usize,
     context: usize,
 }
@@ -238,13 +240,16 @@ impl<'a> Comparison<'a> {
             bail!("token {id} is not the same in A's vocabulary and B's");
         }
         let [tokenizer, _] = tokenizers;
+        let context = configs[0].context.min(configs[1].context);
+        let [config, _] = configs;
         Ok(Comparison {
             args,
             sides,
             models,
             tokenizer,
+            config,
             vocab,
-            context: configs[0].context.min(configs[1].context),
+            context,
         })
     }
 
@@ -444,7 +449,11 @@ impl<'a> Comparison<'a> {
             trace: args.trace.then(|| traced.clone()),
         };
         let rows: usize = ids.iter().map(|ids| ids.len()).sum();
-        let mut kept = Kept::new((rows * self.vocab * 4) as u64)?;
+        let traced_values = match args.trace {
+            true => traced.len() * traced_width(&self.config),
+            false => 0,
+        };
+        let mut kept = Kept::new(4 * (rows * self.vocab + traced_values) as u64)?;
         let mut ready = [const { (String::new(), 0.0) }; 2];
         let mut from_judge = [const { Vec::new() }; 2];
         let mut positions: Vec<Position> = Vec::new();
@@ -501,8 +510,7 @@ impl<'a> Comparison<'a> {
             positions.len()
         );
         let trace = args.trace.then(|| {
-            let kind = |i: usize| ready[i].0.split(' ').next().unwrap_or("").to_owned();
-            let same = kind(0) == kind(1);
+            let same = arithmetic(&ready[0].0) == arithmetic(&ready[1].0);
             let tolerance = args.tolerance.unwrap_or(if same { SAME } else { OTHER });
             let errors = stages.errors();
             only_one += kept.stages().saturating_sub(errors.len());
@@ -526,6 +534,24 @@ impl<'a> Comparison<'a> {
             judged,
         })
     }
+}
+
+/// What a back end that describes itself so computes in: `f32`, or in its own way.
+fn arithmetic(description: &str) -> &str {
+    let name = description.split(' ').next().unwrap_or("");
+    match name == "reference" || description.starts_with("mlx (cpu ") {
+        true => "f32",
+        false => name,
+    }
+}
+
+/// Values that a trace has of a token.
+fn traced_width(config: &Config) -> usize {
+    let heads = config.heads * config.head_dim;
+    let qkv = heads + 2 * config.kv_heads * config.head_dim;
+    let experts = config.experts + config.experts_used * config.expert_width;
+    let layer = qkv + heads + 2 * config.hidden + experts;
+    config.layers * layer + config.hidden + config.vocab
 }
 
 /// What both sides predicted.
