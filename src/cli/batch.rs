@@ -3,12 +3,13 @@
 use super::{
     Usage,
     answer::{self, Show},
+    engine::Opened,
     interrupt,
     model::{Common, positive},
     run, sampling,
 };
 use crate::{
-    engine::{Cancel, Engine, Request},
+    engine::{Cancel, Request},
     harmony::Conversation,
 };
 use anyhow::{Context, Result, bail, ensure};
@@ -112,9 +113,12 @@ pub fn run(args: Args) -> Result<()> {
     if conversations.is_empty() {
         return Err(Usage(format!("{}: no conversations", args.file.display())).into());
     }
-    let loaded = args.common.open(AT_ONCE, SNAPSHOTS)?;
-    let load_time = loaded.load_time;
-    let (engine, tokenizer) = loaded.into_engine()?;
+    let Opened {
+        engine,
+        tokenizer,
+        load_time,
+        ..
+    } = args.common.open_engine(AT_ONCE, SNAPSHOTS)?;
     let cancel = Cancel::default();
     let guard = interrupt::guard(&cancel)?;
     let answer = |conversation: &Conversation| {
@@ -131,7 +135,7 @@ pub fn run(args: Args) -> Result<()> {
             answer: false,
             reasoning: false,
         };
-        answer::read(&engine, request, reader, &[], show)
+        answer::read(&*engine, request, reader, &[], show)
     };
     let mut failed = 0;
     let mut interrupted = false;

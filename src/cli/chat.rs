@@ -3,12 +3,13 @@
 
 use super::{
     answer::{self, Answer, Show},
+    engine::Opened,
     model::Common,
     run::{TurnFlags, harmony, instructions},
     sampling,
 };
 use crate::{
-    engine::{Engine, NativeEngine, Request},
+    engine::{Engine, Request},
     harmony::{Conversation, Effort, Message},
     machine,
     sampler::Sampling,
@@ -62,8 +63,9 @@ pub fn run(args: Args) -> Result<()> {
         .sampling
         .sampling(args.common.model.is_none(), args.common.seed)?;
     let conversation = args.turn.conversation()?;
-    let loaded = args.common.open(1, SNAPSHOTS)?;
-    let (engine, tokenizer) = loaded.into_engine()?;
+    let Opened {
+        engine, tokenizer, ..
+    } = args.common.open_engine(1, SNAPSHOTS)?;
     let interactive = io::stdin().is_terminal();
     let mut chat = Chat {
         show: Show {
@@ -106,7 +108,7 @@ struct Chat {
     verbose: bool,
     sampling: Sampling,
     conversation: Conversation,
-    engine: NativeEngine,
+    engine: Arc<dyn Engine>,
     tokenizer: Arc<Tokenizer>,
     last: Option<Answer>,
     /// Tokens of all answers.
@@ -183,7 +185,7 @@ impl Chat {
             stop_ids: self.tokenizer.stop_ids(),
             ..Request::default()
         };
-        answer::stream(&self.engine, request, reader, &self.flags.stop, self.show)
+        answer::stream(&*self.engine, request, reader, &self.flags.stop, self.show)
     }
 
     fn reasoning(&mut self, how: &str) -> Result<()> {

@@ -11,9 +11,11 @@ mod chat;
 mod compare;
 mod convert;
 mod doctor;
+mod engine;
 pub mod inspect;
 mod interrupt;
 mod long;
+mod mlx;
 pub mod model;
 mod npy;
 mod plan;
@@ -66,6 +68,8 @@ enum Command {
     Doctor(doctor::Args),
     /// Say what a model takes of memory, and what fits
     Plan(Box<plan::Args>),
+    /// Set up Python and mlx-lm for --backend mlx
+    Mlx(mlx::Args),
     /// Measure speed against what this machine's memory allows
     Bench(Box<bench::Args>),
     /// Compare two engines, models or builds: how near, how fast, which to use
@@ -99,6 +103,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(args),
         Command::Convert(args) => convert::run(args),
         Command::Pull(args) => pull::run(args),
+        Command::Mlx(args) => mlx::run(args),
         Command::Score(args) => score::run(*args),
         Command::Synth(args) => synth::run(args),
     })

@@ -33,9 +33,13 @@ pub struct Common {
     /// What computes: auto (what `gossamer compare` found best for this model here; else a GPU if this build and
     /// machine have one, else the processor), cuda, cuda:N
     /// (the GPU of that number), cpu, cpu:ISA (one instruction set, such as cpu:avx2) or reference
-    /// (slow, exact, f32)
+    /// (slow, exact, f32); mlx (a folder in MLX's form, by mlx-lm in a process of its own: `gossamer mlx setup`)
     #[arg(long, default_value = "auto")]
     pub backend: String,
+    /// The Python that has mlx-lm, for --backend mlx. Default: GOSSAMER_MLX_PYTHON, else what `gossamer mlx setup`
+    /// made
+    #[arg(long, value_name = "FILE")]
+    pub mlx_python: Option<PathBuf>,
     /// Worker threads; 0 means one for each processor (hardware thread) that the system allows
     #[arg(long, default_value_t = 0, value_name = "N", value_parser = threads)]
     pub threads: usize,
@@ -62,6 +66,7 @@ impl Default for Common {
         Common {
             model: None,
             backend: "auto".into(),
+            mlx_python: None,
             threads: 0,
             ctx_size: None,
             kv_type: KvType::F16,
@@ -344,7 +349,7 @@ pub(super) fn demo() -> Result<Gguf> {
 }
 
 /// A sign of life while a model loads, on a terminal only.
-fn loading(file_bytes: u64) -> ProgressBar {
+pub(super) fn loading(file_bytes: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}")
         .unwrap_or_else(|_| ProgressStyle::default_spinner());
     let spinner = ProgressBar::new_spinner().with_style(style);

@@ -3,12 +3,13 @@
 use super::{
     Usage,
     answer::{self, Reader, Show},
+    engine::Opened,
     interrupt,
     model::{Common, positive},
     sampling,
 };
 use crate::{
-    engine::{Engine, Request},
+    engine::Request,
     grammar::{Format, Grammars, Rules},
     harmony::{Conversation, Effort, Message, Parser, ResponseFormat, today},
     tokenizer::{Tokenizer, lossy},
@@ -211,9 +212,12 @@ pub fn run(args: Args) -> Result<()> {
         ..Rules::default()
     };
     // Nothing comes after it that would profit from a snapshot.
-    let loaded = args.common.open(1, 0)?;
-    let load_time = loaded.load_time;
-    let (engine, tokenizer) = loaded.into_engine()?;
+    let Opened {
+        engine,
+        tokenizer,
+        load_time,
+        ..
+    } = args.common.open_engine(1, 0)?;
     let (tokens, reader) = if args.raw {
         let reader = Reader::Raw(tokenizer.stream_decoder(), tokenizer.clone());
         (tokenizer.encode(&prompt), reader)
@@ -238,7 +242,7 @@ pub fn run(args: Args) -> Result<()> {
         answer: !args.json,
         reasoning: args.turn.show_reasoning,
     };
-    let answer = answer::stream(&engine, request, reader, &args.turn.stop, show)?;
+    let answer = answer::stream(&*engine, request, reader, &args.turn.stop, show)?;
     if args.json {
         let mut json = answer.json(&engine.info().name, load_time);
         if args.common.verbose {

@@ -6,11 +6,6 @@ use super::{
     model::{Common, positive},
     npy,
 };
-use crate::{
-    backend::{self, KV_BLOCK, Limits, Options},
-    checkpoint::Checkpoint,
-    score::{BackendScorer, Scorer},
-};
 use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -18,7 +13,6 @@ use std::{
     fs::File,
     io::{Read, Write},
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 /// More than the ids of any context take.
@@ -112,31 +106,6 @@ pub fn run(args: Args) -> Result<()> {
     })?;
     bar.finish_and_clear();
     npy.map_or(Ok(()), npy::Writer::finish)
-}
-
-impl Common {
-    /// A scorer of sequences of up to `longest` tokens, of which `piece` at most go through the model at once.
-    pub(super) fn open_scorer(
-        &self,
-        checkpoint: &Checkpoint,
-        longest: usize,
-        piece: usize,
-    ) -> Result<Box<dyn Scorer>> {
-        let piece = piece.min(longest).max(1);
-        let options = Options {
-            backend: self.backend_for(checkpoint),
-            threads: self.threads,
-            limits: Limits {
-                slots: 1,
-                kv_blocks: longest.div_ceil(KV_BLOCK).max(1),
-                batch_tokens: piece,
-                snapshots: 0,
-            },
-        };
-        let model = Arc::new(self.load(checkpoint)?);
-        let backend = backend::open(model, &options)?;
-        Ok(Box::new(BackendScorer::new(backend, piece)))
-    }
 }
 
 pub(super) fn read_ids(path: &Path) -> Result<Vec<u32>> {

@@ -210,8 +210,10 @@ pub struct Memory {
     pub peak: u64,
     /// Kept by MLX for reuse.
     pub pool: u64,
-    /// Of the whole process.
+    /// Of the whole process, now.
     pub resident: u64,
+    /// Of the whole process, at most so far.
+    pub peak_resident: u64,
 }
 
 /// A message with its blob.

@@ -15,11 +15,34 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The worker. It is told to Python over the pipe: no file of ours that could be old or changed.
-const SOURCE: &str = include_str!("../../python/mlx_worker/worker.py");
-/// Reads the worker and becomes it. The second argument is its name in `ps`.
-const BOOT: &str =
-    "import sys; exec(compile(sys.stdin.buffer.read(int(sys.argv[1])), 'worker.py', 'exec'))";
+/// The worker, module by module; the last one is the program. It is told to Python over the pipe: no file of
+/// ours that could be old or changed.
+const MODULES: [(&str, &str); 5] = [
+    ("pipe", include_str!("../../python/mlx_worker/pipe.py")),
+    (
+        "prefixes",
+        include_str!("../../python/mlx_worker/prefixes.py"),
+    ),
+    (
+        "sampling",
+        include_str!("../../python/mlx_worker/sampling.py"),
+    ),
+    ("model", include_str!("../../python/mlx_worker/model.py")),
+    ("worker", include_str!("../../python/mlx_worker/worker.py")),
+];
+/// Reads the modules and becomes the last one; the others are imported by name. The second argument is its
+/// name in `ps`.
+const BOOT: &str = "\
+import sys, json
+from importlib import abc, util
+texts = dict(json.loads(sys.stdin.buffer.read(int(sys.argv[1]))))
+class Told(abc.MetaPathFinder, abc.InspectLoader):
+    def find_spec(self, name, path, target=None):
+        return util.spec_from_loader(name, self) if name in texts else None
+    def get_source(self, name):
+        return texts[name]
+sys.meta_path.insert(0, Told())
+import worker";
 /// Its name in `ps`.
 const NAME: &str = "gossamer-mlx-worker";
 /// Last words: so many lines of at most so many characters.
@@ -50,7 +73,8 @@ impl Process {
     pub fn start(python: &Path, mut hear: impl FnMut(Heard) + Send + 'static) -> Result<Process> {
         let mut command = Command::new(python);
         // Isolated: nothing from the folder it is started in, nor from PYTHON* variables.
-        command.args(["-I", "-c", BOOT, &SOURCE.len().to_string(), NAME]);
+        let modules = serde_json::to_vec(&MODULES)?;
+        command.args(["-I", "-c", BOOT, &modules.len().to_string(), NAME]);
         command.stdin(Stdio::piped());
         command.stdout(Stdio::piped());
         command.stderr(Stdio::piped());
@@ -94,7 +118,7 @@ impl Process {
                 }
             }
         })?;
-        process.send(SOURCE.as_bytes().to_vec());
+        process.send(modules);
         Ok(process)
     }
 

@@ -122,9 +122,14 @@ impl Program {
         text.lines().filter_map(line).sum()
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Resident memory in bytes.
     pub fn memory(&self) -> u64 {
-        let pid = sysinfo::Pid::from_u32(self.child.id());
+        let pid = sysinfo::Pid::from_u32(self.id());
         let mut system = sysinfo::System::new();
         system.refresh_processes(sysinfo::ProcessesToUpdate::Some(&[pid]), true);
         system.process(pid).expect("it runs").memory()
@@ -132,7 +137,7 @@ impl Program {
 
     /// Asks it to end, as service managers do.
     pub fn terminate(&self) {
-        let id = self.child.id().to_string();
+        let id = self.id().to_string();
         let kill = Command::new("kill").args(["-TERM", &id]).status();
         assert!(kill.expect("kill runs").success());
     }

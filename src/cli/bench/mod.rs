@@ -4,6 +4,7 @@
 //! back end counts; the machine's bandwidth is measured in the same run.
 
 mod driver;
+mod engine;
 mod masks;
 mod micro;
 mod report;
@@ -76,7 +77,8 @@ Columns: tok/s, of all streams together, with the spread (standard deviation) ov
 of a step (one forward pass and the choice of its tokens); GB/s of weights and KV cache read; their share
 of what this machine's memory can deliver, measured before, between and after the tests. Decode is
 limited by that bandwidth, prefill by arithmetic. `mixed` is one step in which all streams decode while
-somebody's prompt is read: they wait that long for a token. Run it on an otherwise idle machine: it
+somebody's prompt is read: they wait that long for a token. With --backend mlx requests are timed as a user
+would see them, and bytes are not known. Run it on an otherwise idle machine: it
 says if it was not.";
 
 /// Most sequences at once.
@@ -108,6 +110,17 @@ pub fn run(args: Args) -> Result<()> {
             return Err(Usage(text).into());
         }
         _ => common.ctx_size = Some(common.ctx_size.unwrap_or(needed)),
+    }
+    if common.is_mlx() {
+        // The token that comes with the prompt.
+        common.ctx_size = common
+            .ctx_size
+            .map(|size| size.max(needed.saturating_add(2)));
+        if args.micro {
+            let text = "--micro measures the parts of this program: not with --backend mlx";
+            return Err(Usage(text.into()).into());
+        }
+        return engine::run(&args, &common);
     }
     let most_streams = args.streams.iter().max().copied().unwrap_or(1);
     // The context is given: memory bounds nothing on the processor.

@@ -37,10 +37,10 @@ pub fn run() -> Result<()> {
         rope_compat: job.rope_compat,
         ..Common::default()
     };
-    let others = match job.task {
+    let (others, worker) = match job.task {
         Task::Score { sequences, trace } => {
             score_all(&common, &sequences, trace.as_deref(), &mut out)?;
-            None
+            (None, 0)
         }
         Task::Engine {
             prompts,
@@ -53,19 +53,23 @@ pub fn run() -> Result<()> {
             let context = (longest(&prompts) + max_tokens).max(longest(&timed) + timed_tokens);
             common.ctx_size = Some(context + 1);
             let started = Instant::now();
-            let (engine, _) = common.open(1, 4)?.into_engine()?;
+            let opened = common.open_engine(1, 4)?;
+            let engine = &*opened.engine;
             ready(&engine.info().backend, started, &mut out)?;
             for prompt in prompts {
-                let ids = continued(&engine, prompt, max_tokens, &stop_ids)?;
+                let ids = continued(engine, prompt, max_tokens, &stop_ids)?;
                 say(&mut out, &Say::Continued { ids }, &[])?;
             }
             let watch = machine::Watch::start();
-            time_all(&engine, &timed, timed_tokens, &mut out)?;
-            watch.stop().filter(|_| !timed.is_empty())
+            time_all(engine, &timed, timed_tokens, &mut out)?;
+            let others = watch.stop().filter(|_| !timed.is_empty());
+            // MLX computes in a process of its own.
+            let worker = opened.mlx.and_then(|mlx| mlx.memory());
+            (others, worker.map_or(0, |memory| memory.peak_resident))
         }
     };
     let done = Say::Done {
-        peak_memory: machine::peak_memory(),
+        peak_memory: machine::peak_memory().map(|own| own.saturating_add(worker)),
         others: others.map(|o| o.processes + o.steal.unwrap_or(0.0)),
     };
     say(&mut out, &done, &[])

@@ -127,6 +127,9 @@ impl Side {
         };
         let mut command = Command::new(&program);
         command.arg("compare-side");
+        if let Some(python) = &common.mlx_python {
+            command.env(crate::mlx::PYTHON_VARIABLE, python);
+        }
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let child = command.stderr(Stdio::piped()).spawn();
         let mut child = Ended(child.with_context(|| format!("start {}", program.display()))?);

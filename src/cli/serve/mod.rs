@@ -297,6 +297,21 @@ fn kv_bytes(limits: &Limits, config: &Config) -> u64 {
 }
 
 fn open(common: &Common, config: &Config, room: Room) -> Result<Running> {
+    if let Some(opened) = common.open_mlx_if_wanted(|options| {
+        (options.slots, options.max_waiting) = (room.space.seqs, room.waiting);
+        options.cache_bytes = room.space.cache_bytes;
+    })? {
+        if room.must_be_deterministic {
+            bail!(
+                "--deterministic: MLX gives other bits to a request when others run beside it; the CPU does \
+                 not (--backend cpu)"
+            );
+        }
+        return Ok(Running {
+            engine: Arc::new(opened.engine),
+            tokenizer: opened.tokenizer,
+        });
+    }
     let loaded = common.open_with(true, |kv, batch| room.space.limits(config, kv, batch))?;
     if room.must_be_deterministic && !loaded.backend.batch_invariant() {
         bail!(
