@@ -5,6 +5,7 @@ mod common;
 
 mod defects;
 mod figures;
+mod mlx;
 mod report;
 mod trace;
 mod verdict;
