@@ -12,7 +12,7 @@ mod room;
 mod target;
 mod windows;
 
-pub use room::{Footprint, KvRoom, Memory, RESERVE, Room, Wanted, largest};
+pub use room::{Footprint, KvRoom, Memory, RESERVE, Room, Wanted, largest, room};
 pub use target::Target;
 pub use windows::Windows;
 

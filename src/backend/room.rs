@@ -139,8 +139,11 @@ impl Room {
 }
 
 /// The room for sequences of up to `most` tokens, the model's own context, where `footprint` says what limits
-/// cost. An error, with what would fit, where the context that is wanted doesn't.
-pub(super) fn room(
+/// cost.
+///
+/// # Errors
+/// Where the context that is wanted doesn't fit; with one that does.
+pub fn room(
     memory: &Memory,
     footprint: &dyn Fn(&Limits) -> Footprint,
     most: usize,

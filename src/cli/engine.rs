@@ -6,7 +6,7 @@ use super::{
     model::{Common, Loaded},
 };
 use crate::{
-    backend::{self, KV_BLOCK, Limits, Options},
+    backend::{self, Footprint, KV_BLOCK, KvRoom, Limits, Memory, Options, Wanted},
     checkpoint::Checkpoint,
     config::Config,
     engine::Engine,
@@ -22,10 +22,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Left free beside a model and its KV cache.
-const RESERVE: u64 = 1 << 30;
-/// The shortest context worth a try where memory is short.
-const LEAST_CONTEXT: usize = 4096;
+/// What Python, MLX and its activations take beside a model and its KV cache.
+const WORKER: u64 = 512 << 20;
 
 /// An engine that is ready, and what is used beside it.
 pub struct Opened {
@@ -192,38 +190,40 @@ impl Common {
     /// of its own bounds itself.
     fn mlx_context(&self, checkpoint: &Checkpoint, config: &Config) -> Result<usize> {
         let most = config.context;
-        if let Some(asked) = self.ctx_size {
-            if asked > most {
-                let text = format!("--ctx-size {asked}: this model's context is {most} tokens");
-                return Err(Usage(text).into());
-            }
-            return Ok(asked);
+        if let Some(asked) = self.ctx_size.filter(|&asked| asked > most) {
+            let text = format!("--ctx-size {asked}: this model's context is {most} tokens");
+            return Err(Usage(text).into());
         }
         let own_memory = Path::new("/proc/driver/nvidia/version").exists();
-        let Some(free) = machine::available_memory().filter(|_| !own_memory) else {
-            return Ok(most);
+        let memory = Memory {
+            name: "this machine's memory".into(),
+            free: machine::available_memory().filter(|_| !own_memory),
         };
-        let weights = checkpoint.file_bytes();
-        if weights > free {
-            bail!(
-                "{}: {} of weights, and {} of memory are free",
-                checkpoint.path().display(),
-                hub::human(weights),
-                hub::human(free)
-            );
-        }
-        let room = free.saturating_sub(weights.saturating_add(RESERVE)) / mlx::token_bytes(config);
-        let context = usize::try_from(room)
-            .unwrap_or(most)
-            .max(LEAST_CONTEXT)
-            .min(most);
-        if context < most {
+        let block = mlx::token_bytes(config).saturating_mul(KV_BLOCK as u64);
+        let footprint = |limits: &Limits| Footprint {
+            weights: checkpoint.file_bytes(),
+            blocks: (limits.kv_blocks as u64).saturating_mul(block),
+            work: WORKER,
+            ..Footprint::default()
+        };
+        let wanted = Wanted {
+            context: self.ctx_size,
+            spare: false,
+            limits: &|kv: KvRoom| Limits {
+                slots: 1,
+                kv_blocks: kv.context.div_ceil(KV_BLOCK),
+                batch_tokens: 1,
+                snapshots: 0,
+            },
+        };
+        let room = backend::room(&memory, &footprint, most, &wanted)?;
+        if let Some(memory) = &room.bounded_by {
             tell!(
-                "context: {context} of the model's {most} tokens, for {} of free memory (--ctx-size overrides)",
-                hub::human(free)
+                "context: {} of the model's {most} tokens, for {memory}",
+                room.context
             );
         }
-        Ok(context)
+        Ok(room.context)
     }
 }
 

@@ -141,3 +141,40 @@ fn what_mlx_can_not_run_is_refused_in_words() {
     let told = failed(&["run", "hi"], &wrong);
     assert!(told.contains("can't start /nowhere/python3"), "{told}");
 }
+
+#[test]
+fn the_long_benchmark_takes_the_mlx_back_end() {
+    let demo = Demo::new();
+    let flags = demo.flags();
+    let output = demo.folder.path().join("long.json");
+    let output = output.to_str().expect("UTF-8");
+    let ask = [
+        "bench",
+        "--long",
+        "--json",
+        "--lengths",
+        "256",
+        "--budget",
+        "60s",
+        "-o",
+        output,
+    ];
+    let found: Value = serde_json::from_str(&said(&ask, &flags)).expect("JSON");
+    let records = found["records"].as_array().expect("records");
+    let depth = records
+        .iter()
+        .find(|r| r["step"] == "depth")
+        .expect("a depth");
+    assert_eq!(depth["backend"], "mlx");
+    assert!(
+        depth["prefill_tok_s"].as_f64() > Some(0.0)
+            && depth["device_bytes"].as_u64() > Some(1 << 20)
+    );
+    assert!(records.iter().any(|r| r["step"] == "streams"), "{found}");
+    let targets = found["targets"].as_array().expect("targets");
+    let mlx = targets
+        .iter()
+        .find(|t| t["engine"] == "MLX")
+        .expect("MLX's");
+    assert!(mlx["found_tok_s"].as_f64() > Some(0.0), "{mlx}");
+}

@@ -18,7 +18,7 @@ use super::{
     model::{Common, positive},
     serve::some_time,
 };
-use crate::{backend::Target, hub, machine};
+use crate::{backend::Target, hub, machine, mlx};
 use anyhow::{Context, Result};
 use clap::Parser;
 use course::LeftOut;
@@ -137,6 +137,7 @@ pub fn run(common: Common, flags: &Flags, json: bool) -> Result<()> {
         .path()
         .file_name()
         .map(|name| name.to_string_lossy().into_owned());
+    let is_folder = checkpoint.path().is_dir();
     drop(checkpoint);
     let mut records = Records::open(&output.with_extension("jsonl"), &key, flags.fresh)?;
     if records.resumed > 0 {
@@ -145,10 +146,17 @@ pub fn run(common: Common, flags: &Flags, json: bool) -> Result<()> {
             records.resumed
         );
     }
-    let targets = match common.backend.as_str() {
-        "auto" => Target::all(),
-        name => vec![(name.to_owned(), Target::of(name)?)],
+    let native = |(name, target)| (name, Some(target));
+    let mut targets: Vec<(String, Option<Target>)> = match common.backend.as_str() {
+        "auto" => Target::all().into_iter().map(native).collect(),
+        "mlx" => Vec::new(),
+        name => vec![(name.to_owned(), Some(Target::of(name)?))],
     };
+    if common.is_mlx()
+        || common.backend == "auto" && is_folder && mlx::find(common.mlx_python.as_deref()).is_ok()
+    {
+        targets.push(("mlx".to_owned(), None));
+    }
     let watch = machine::Watch::start();
     let spinner = ProgressBar::new_spinner();
     spinner.enable_steady_tick(Duration::from_millis(200));
@@ -157,7 +165,11 @@ pub fn run(common: Common, flags: &Flags, json: bool) -> Result<()> {
     for (at, (name, target)) in targets.into_iter().enumerate() {
         spinner.set_message(format!("{name}: loading"));
         let share = budget.share(engines - at);
-        let subject = match Subject::open(&name, target, &common) {
+        let opened = match target {
+            Some(target) => Subject::open(&name, target, &common),
+            None => Subject::open_mlx(&common),
+        };
+        let subject = match opened {
             Ok(subject) => subject,
             // One of several: the others are still worth measuring.
             Err(why) if engines > 1 => {

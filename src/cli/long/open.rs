@@ -2,12 +2,13 @@
 
 use super::{limit::Reads, record::Load};
 use crate::{
-    backend::{KV_BLOCK, KvRoom, Limits, Target, kv_block_bytes, snapshot_bytes},
+    backend::{Footprint, KV_BLOCK, KvRoom, Limits, Target, kv_block_bytes, snapshot_bytes},
     bandwidth,
     cli::model::Common,
     config::Config,
     engine::{Engine, EngineOptions, NativeEngine},
     machine, measure,
+    mlx::{self, MlxEngine},
     tokenizer::Tokenizer,
 };
 use anyhow::{Context, Result, bail};
@@ -24,15 +25,26 @@ const BUFFER: u64 = 512 << 20;
 /// Most bytes of the model's mapping that it is read from too.
 const MAPPING: usize = 1 << 30;
 
+/// Where memory is taken besides this process.
+enum Taken {
+    Nowhere,
+    /// On a GPU, of which so much was free before.
+    Gpu(Target, u64),
+    /// In MLX's process.
+    Worker(Arc<MlxEngine>),
+}
+
 /// An engine to be measured.
 pub struct Subject {
-    pub engine: Box<dyn Engine>,
+    pub engine: Arc<dyn Engine>,
     pub tokenizer: Arc<Tokenizer>,
     pub config: Config,
     pub reads: Reads,
     pub load: Load,
-    /// The GPU, if one computes, and what was free of its memory before.
-    device: Option<(Target, u64)>,
+    /// Bytes of keys and values of a position, in all full-attention layers.
+    token_bytes: u64,
+    /// What it takes, beside this process.
+    taken: Taken,
     /// Numbers of streams that are worth measuring.
     pub streams: Vec<usize>,
 }
@@ -102,29 +114,86 @@ impl Subject {
             context: engine.info().context,
             footprint: room.footprint,
         };
-        let device = free.filter(|_| target.is_gpu()).map(|free| (target, free));
+        let taken = match free.filter(|_| target.is_gpu()) {
+            Some(free) => Taken::Gpu(target, free),
+            None => Taken::Nowhere,
+        };
         Ok(Subject {
-            engine: Box::new(engine),
+            engine: Arc::new(engine),
             tokenizer,
+            token_bytes: per_token(&config),
             config,
             reads,
             load,
-            device,
+            taken,
             streams,
         })
     }
 
-    /// What is taken of the GPU's memory, if one computes.
+    /// Opens MLX's engine. Its process loads all at once: the phases are those that this one sees.
+    pub fn open_mlx(common: &Common) -> Result<Subject> {
+        let started = Instant::now();
+        let streams = vec![2, 4, 8];
+        let slots = streams.iter().max().copied().unwrap_or(1);
+        let opened = common.open_mlx(|options| options.slots = slots)?;
+        let check = opened.checkpoint.check()?;
+        let engine = Arc::new(opened.engine);
+        let backend_s = started.elapsed().as_secs_f64();
+        let bandwidth = processor_bandwidth(common.threads, &opened.checkpoint)?;
+        let first = measure::time(&*engine, measure::request(&[0], 1, 1))?;
+        let first = first.first_token().context("no token came")?;
+        let (config, reads) = (check.model.config.clone(), Reads::of(&check.model));
+        let context = engine.info().context;
+        let load = Load {
+            backend: "mlx".to_owned(),
+            engine: engine.info().backend.clone(),
+            open_s: 0.0,
+            tokenizer_s: 0.0,
+            weights_s: 0.0,
+            backend_s,
+            first_token_s: first.as_secs_f64(),
+            bandwidth,
+            context,
+            footprint: Footprint {
+                weights: opened.checkpoint.file_bytes(),
+                blocks: context as u64 * mlx::token_bytes(&config),
+                windows: slots as u64 * snapshot_bytes(&config),
+                ..Footprint::default()
+            },
+        };
+        Ok(Subject {
+            engine: engine.clone(),
+            tokenizer: opened.tokenizer,
+            token_bytes: mlx::token_bytes(&config),
+            config,
+            reads,
+            load,
+            taken: Taken::Worker(engine),
+            streams,
+        })
+    }
+
+    /// What is taken of the GPU's memory, if one computes, or by MLX's process.
     pub fn device_bytes(&self) -> Option<u64> {
-        let (target, before) = self.device.as_ref()?;
-        Some(before.saturating_sub(target.memory().free?))
+        match &self.taken {
+            Taken::Nowhere => None,
+            Taken::Gpu(target, before) => Some(before.saturating_sub(target.memory().free?)),
+            Taken::Worker(engine) => engine.memory().map(|memory| memory.resident),
+        }
     }
 
     /// Bytes of keys and values of a sequence of so many tokens.
     pub fn kv_bytes(&self, tokens: usize) -> u64 {
-        let blocks = tokens.div_ceil(KV_BLOCK) as u64;
-        blocks * kv_block_bytes(&self.config) + snapshot_bytes(&self.config)
+        let blocks = tokens.next_multiple_of(KV_BLOCK) as u64 * self.token_bytes;
+        // Windows are kept in the same precision.
+        let native = per_token(&self.config);
+        blocks + snapshot_bytes(&self.config) * self.token_bytes / native
     }
+}
+
+/// Bytes of keys and values of a position, in f16, in all full-attention layers.
+fn per_token(config: &Config) -> u64 {
+    (kv_block_bytes(config) / KV_BLOCK as u64).max(1)
 }
 
 /// Bytes a second that the machine reads: from memory of its own, and from the model's mapping if that is
