@@ -3,12 +3,15 @@
 use super::{Finding, Machine};
 use crate::{
     backend::cpu,
-    hub::{self, human},
-    machine,
+    hub::{self, Pulled, human},
+    machine, mlx,
 };
+use anyhow::Result;
 
 /// A gpt-oss-20b's file and what a short context takes beside it.
 const ROOM_20B: u64 = 14_000_000_000;
+/// What is said of MLX.
+pub(super) const MLX: &str = "mlx";
 /// The port that `serve` listens on unless told otherwise.
 const PORT: u16 = 3000;
 
@@ -29,7 +32,7 @@ pub(super) fn machine() -> Machine {
 }
 
 pub(super) fn findings() -> Vec<Finding> {
-    let mut found = vec![processor(), memory(), cuda()];
+    let mut found = vec![processor(), memory(), cuda(), mlx()];
     found.extend(models());
     found.push(port());
     found
@@ -100,14 +103,35 @@ fn cuda() -> Finding {
     }
 }
 
+fn mlx() -> Finding {
+    let status = match mlx::status(None) {
+        Ok(status) => status,
+        Err(why) => return Finding::problem(MLX, format!("{why:#}")),
+    };
+    let python = status.python.display();
+    match (status.hello, status.problem) {
+        (Some(hello), _) => Finding::ready(MLX, format!("{}, {python}", mlx::describe(&hello))),
+        // A Python that is there, or was named, and has no MLX that works.
+        (None, Some(why)) if status.python.exists() => {
+            Finding::problem(MLX, why).advising("`gossamer mlx setup --force` makes it anew")
+        }
+        _ => Finding::missing(MLX, "not set up").advising("`gossamer mlx setup` does it"),
+    }
+}
+
+/// The models in the cache.
+pub(super) fn pulled() -> Result<Vec<Pulled>> {
+    let settings = hub::Settings::from_env()?;
+    Ok(hub::pulled(&settings.cache))
+}
+
 fn models() -> Vec<Finding> {
-    let settings = match hub::Settings::from_env() {
-        Ok(settings) => settings,
+    let pulled = match pulled() {
+        Ok(pulled) => pulled,
         Err(why) => return vec![Finding::problem("models", format!("{why:#}"))],
     };
-    let pulled = hub::pulled(&settings.cache);
     if pulled.is_empty() {
-        let none = Finding::missing("models", format!("none in {}", settings.cache.display()));
+        let none = Finding::missing("models", "none pulled");
         return vec![none.advising("`gossamer pull gpt-oss-20b` fetches one, 12 GB")];
     }
     let each = pulled.into_iter().map(|model| {

@@ -1,13 +1,16 @@
 //! `gossamer doctor`: what this machine has to run models with, what is missing, and what to do about it.
 //!
-//! Looks at everything and changes nothing; what is missing is a finding, not an error.
+//! Looks at everything and changes nothing; what is missing is a finding, not an error. With `--report` it also
+//! measures, and writes all of it to one file.
 
 mod look;
+mod report;
 
+use super::serve::some_time;
 use crate::hub::human;
 use anyhow::Result;
 use serde_json::{Value, json};
-use std::{fmt::Write as _, io::Write as _};
+use std::{fmt::Write as _, io::Write as _, path::PathBuf, time::Duration};
 
 /// What `doctor` reads.
 #[derive(clap::Args, Debug)]
@@ -16,12 +19,27 @@ pub struct Args {
     /// Print one JSON object instead of a list
     #[arg(long)]
     json: bool,
+    /// Also compare the engines that are here and run the long benchmark, and write all of it to one file, to be
+    /// sent to the makers
+    #[arg(long, value_name = "FILE.json")]
+    report: Option<PathBuf>,
+    /// The model of the report: a GGUF file, a folder, or the name of a pulled one. Default: what was pulled, else
+    /// the small demo model inside this program
+    #[arg(long, short = 'm', value_name = "FILE|NAME", requires = "report")]
+    model: Option<String>,
+    /// Time for the report's benchmark, such as 5m
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = some_time, requires = "report")]
+    budget: Duration,
 }
 
 const HELP: &str = "\
 Examples:
   gossamer doctor
-  gossamer doctor --json | jq '.findings[] | select(.state != \"ready\")'";
+  gossamer doctor --json | jq '.findings[] | select(.state != \"ready\")'
+  gossamer doctor --report mac.json        five minutes, and one file to send
+
+Nothing is sent by this program. The report holds what is printed here, the comparison's and the benchmark's figures
+and last lines, and no name of the user's folder.";
 
 /// How something was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,7 +106,14 @@ impl Finding {
 
 /// Looks and prints.
 pub fn run(args: Args) -> Result<()> {
+    let model = report::model(args.model.as_deref())?;
     let (machine, findings) = (look::machine(), look::findings());
+    if let Some(file) = &args.report {
+        let mlx = findings.iter().find(|finding| finding.what == look::MLX);
+        let ready = mlx.is_some_and(|finding| finding.state == State::Ready);
+        let facts = as_json(&machine, &findings);
+        report::write(file, facts, model, args.budget, ready)?;
+    }
     let text = match args.json {
         true => serde_json::to_string_pretty(&as_json(&machine, &findings))? + "\n",
         false => listing(&machine, &findings),

@@ -97,7 +97,15 @@ impl Reader {
                     None | Some(Value::String(_)) => return Err(ApiError::missing(param)),
                     Some(other) => return Err(wrong_type(&param, "a string", &other)),
                 };
-                let output = text(path, message.content, false)?.unwrap_or_default();
+                let output = match message.content {
+                    None => String::new(),
+                    Some(Content::Text(text)) => text,
+                    // This old form never had parts.
+                    Some(Content::Parts(_)) => {
+                        let param = format!("{path}.content");
+                        return Err(wrong_type(&param, "a string", &Value::Array(Vec::new())));
+                    }
+                };
                 self.said.messages.push(Message::tool_result(&name, output));
             }
             other => {
