@@ -43,3 +43,31 @@ fn doctor_tells_what_is_here_and_what_to_do() {
     let listed = doctor(&["doctor"]);
     assert!(out(&listed).contains("o/n, 2.00 MB"), "{}", out(&listed));
 }
+
+#[test]
+fn a_report_is_one_file_with_everything_in_it() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("report.json");
+    let name = file.to_str().expect("a plain path");
+    let mut command = gossamer(&["doctor", "--report", name, "--budget", "4s"]);
+    command.env("HF_HUB_CACHE", home.path());
+    command.env("HOME", home.path()).env_remove("XDG_DATA_HOME");
+    command.env_remove("GOSSAMER_MLX_PYTHON");
+    let output = command.output().expect("the program starts");
+    assert!(output.status.success(), "{}", super::err(&output));
+    let text = std::fs::read_to_string(&file).unwrap();
+    let told: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(about(&told["doctor"], "cpu")[0]["state"], "ready", "{told}");
+    // MLX is not set up in this home: there is nothing to compare with.
+    assert_eq!(told["compared_with_mlx"], false, "{told}");
+    assert_eq!(about(&told["doctor"], "mlx")[0]["state"], "missing");
+    let runs = told["runs"].as_array().expect("runs");
+    assert_eq!(runs.len(), 1, "{told}");
+    assert_eq!(runs[0]["name"], "benchmark", "{told}");
+    assert_eq!(runs[0]["exit_code"], 0, "{told}");
+    assert!(runs[0]["result"].is_object(), "{told}");
+    let home = home.path().to_str().expect("a plain path");
+    assert!(!text.contains(home), "{text}");
+    let left = std::fs::read_dir(file.parent().unwrap()).unwrap();
+    assert_eq!(left.count(), 1, "something was left beside the report");
+}
