@@ -32,6 +32,9 @@ pub trait Engine: Send + Sync {
     fn info(&self) -> &ModelInfo;
     /// What the engine does right now, and has done since it started.
     fn stats(&self) -> Stats;
+    /// Ends what it keeps outside of this program, before that ends; its requests end with
+    /// [`Failure::Stopped`]. An engine within this program has nothing to do.
+    fn close(&self) {}
 }
 
 /// What callers may know about the model.

@@ -77,7 +77,7 @@ pub struct MlxEngine {
     inbox: mpsc::Sender<Input>,
     shared: Arc<Shared>,
     worker: Arc<Mutex<Option<u32>>>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl MlxEngine {
@@ -125,7 +125,7 @@ impl MlxEngine {
             inbox,
             shared,
             worker,
-            thread: Some(thread),
+            thread: Mutex::new(Some(thread)),
         };
         let (hello, vocab) = match loaded.recv() {
             Ok(loaded) => loaded.map_err(|why| anyhow!(why))?,
@@ -251,13 +251,19 @@ impl Engine for MlxEngine {
     fn stats(&self) -> Stats {
         self.shared.stats()
     }
+
+    fn close(&self) {
+        let _ = self.inbox.send(Input::Stop);
+        // Whoever comes second waits for the first.
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(thread) = thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 impl Drop for MlxEngine {
     fn drop(&mut self) {
-        let _ = self.inbox.send(Input::Stop);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.close();
     }
 }

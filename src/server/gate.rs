@@ -61,6 +61,10 @@ impl Engine for Gate {
     fn stats(&self) -> Stats {
         self.engine.stats()
     }
+
+    fn close(&self) {
+        self.engine.close();
+    }
 }
 
 /// One request on its way through.

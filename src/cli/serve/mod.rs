@@ -68,6 +68,7 @@ pub fn run(given: Args) -> Result<()> {
             Err(error) = loading => Err(error),
         }
     });
+    app.models.close();
     // A model that is still being loaded is nobody's any more.
     runtime.shutdown_background();
     served

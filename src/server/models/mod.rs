@@ -283,6 +283,18 @@ impl Models {
         names.collect()
     }
 
+    /// Ends what the loaded models keep outside of this program.
+    pub fn close(&self) {
+        // Not under the lock: a worker may take its time.
+        let table = self.0.table();
+        let loaded = table.entries.iter().filter_map(|entry| entry.loaded());
+        let loaded: Vec<_> = loaded.cloned().collect();
+        drop(table);
+        for model in loaded {
+            model.engine.close();
+        }
+    }
+
     /// Calls `read` with each model's source, and the model itself if it is loaded; in order.
     fn each<T>(&self, read: impl FnMut((&Source, Option<&Loaded>)) -> T) -> Vec<T> {
         let table = self.0.table();
