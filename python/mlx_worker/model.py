@@ -46,7 +46,9 @@ def load(path, dtype, rope):
     path = pathlib.Path(path)
     if not (path / "config.json").is_file():
         raise FileNotFoundError(f"{path}: no config.json in it; expected an MLX model's folder")
-    model, config = load_model(path, lazy=True)
+    # mlx-lm takes a path for a pattern: `[` in a folder's name would find nothing.
+    os.chdir(path)
+    model, config = load_model(pathlib.Path("."), lazy=True)
     if config.get("model_type") != "gpt_oss":
         raise ValueError(f"{path}: model_type is {config.get('model_type')!r}, expected 'gpt_oss'")
     if dtype is None and mx.default_device().type == mx.DeviceType.cpu:

@@ -26,11 +26,16 @@ class Pipe:
         self.lock = threading.Lock()
 
     def send(self, op, blob=b"", **fields):
-        header = json.dumps({"op": op, **fields}, separators=(",", ":")).encode()
-        with self.lock:
-            OUT.write(struct.pack("<II", len(header), len(blob)) + header)
-            OUT.write(blob)
-            OUT.flush()
+        # A NaN would be no JSON: better an error here, that is told, than a frame that can't be read.
+        header = json.dumps({"op": op, **fields}, separators=(",", ":"), allow_nan=False).encode()
+        try:
+            with self.lock:
+                OUT.write(struct.pack("<II", len(header), len(blob)) + header)
+                OUT.write(blob)
+                OUT.flush()
+        except BrokenPipeError:
+            # Nobody listens any more. Not sys.exit: Python's own end may crash, and that would be the last words.
+            os._exit(1)
 
     @staticmethod
     def receive():

@@ -36,6 +36,8 @@ class Prefixes:
         if len(tokens) < LEAST:
             return
         caches = [trimmed(c) for c in caches]
+        # What is not computed yet would hold all that it comes from: a whole batch.
+        mx.eval([c.state for c in caches])
         size = sum(c.nbytes for c in caches)
         if size > self.most_bytes:
             return
@@ -44,6 +46,9 @@ class Prefixes:
         self.entries.append((tokens, caches, size))
         while sum(e[2] for e in self.entries) > self.most_bytes:
             self.entries.pop(0)
+
+    def clear(self):
+        self.entries.clear()
 
 
 def copied(cache):

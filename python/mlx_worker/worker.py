@@ -33,8 +33,12 @@ except Exception as error:
 
 # Tokens of a prompt that run at once: alone, beside others that decode, and where each row is scored.
 PIECE, SHARED_PIECE, SCORED_PIECE = 512, 256, 32
+# On a processor, where more at once is no faster, and one piece of a large model takes long: who waits for it is
+# told of progress.
+CPU_PIECE = 64
 # What a step waits for masks that are late, at least; a tenth of the forward pass if that is more.
 MASK_GRACE = 0.02
+NOT_FINITE = "a logit is not finite: the model's weights are broken, or MLX is"
 
 
 class Row:
@@ -89,6 +93,7 @@ class Engine:
         # Log of 0 at ids that are never sampled, else 0: [vocabulary].
         self.padding = mx.array(zeros)
         self.prefixes = Prefixes(cache_bytes)
+        self.piece = CPU_PIECE if mx.default_device().type == mx.DeviceType.cpu else PIECE
         self.turns = 0
         self.reset()
 
@@ -113,7 +118,16 @@ class Engine:
             self.turns += 1
             # The one that is soonest done, so that short prompts don't wait for long ones; now and then the oldest.
             least = min(self.prompts, key=lambda row: row.prompt - row.fed)
-            self.prefill(self.prompts[0] if self.turns % 4 == 0 else least)
+            row = self.prompts[0] if self.turns % 4 == 0 else least
+            try:
+                is_read = self.prefill(row)
+            except Exception as error:
+                # Nobody else's cache was touched.
+                traceback.print_exc()
+                self.drop(row, error)
+            else:
+                if is_read:
+                    self.join(row)
 
     def drop_cancelled(self):
         with self.inbox.changed:
@@ -127,6 +141,7 @@ class Engine:
                 self.leave(row, "cancelled")
 
     def prefill(self, row):
+        """One piece of a prompt; whether that was the last one and an answer is to follow."""
         if row.started is None:
             row.started = time.perf_counter()
             shared = 0
@@ -138,7 +153,7 @@ class Engine:
             self.pipe.send("progress", id=row.id, done=row.fed, cached=row.fed, shared=shared)
         end = row.prompt - 1
         most = SCORED_PIECE if row.prompt_logprobs is not None else SHARED_PIECE if self.rows else PIECE
-        piece = row.tokens[row.fed : min(row.fed + most, end)]
+        piece = row.tokens[row.fed : min(row.fed + min(most, self.piece), end)]
         if piece:
             logits = self.model(mx.array([piece]), cache=row.caches)
             if row.prompt_logprobs is not None:
@@ -148,17 +163,28 @@ class Engine:
             row.fed += len(piece)
         if row.fed < end:
             self.pipe.send("progress", id=row.id, done=row.fed)
-            return
+            return False
         self.pipe.send("progress", id=row.id, done=row.prompt)
         self.prompts.remove(row)
-        self.prefixes.keep(row.tokens[: row.fed], row.caches)
+        self.keep(row)
         if row.most == 0:
             self.leave(row, "length")
-            return
+            return False
         row.next = mx.array(row.tokens[-1:])
-        self.join(row)
+        return True
+
+    def keep(self, row):
+        """Keeps what it left in its caches, if there is room."""
+        try:
+            self.prefixes.keep(row.tokens[: row.fed], row.caches)
+        except Exception:
+            # It would have spared time; no request is lost for that.
+            traceback.print_exc()
+            self.prefixes.clear()
 
     def tell_prompt(self, row, logits, following):
+        if not mx.all(mx.isfinite(logits)).item():
+            raise FloatingPointError(NOT_FINITE)
         chosen, top_ids, top = log_probabilities(logits, self.padding, mx.array(following), row.prompt_logprobs)
         if top_ids is None:
             tops = [[] for _ in following]
@@ -204,7 +230,7 @@ class Engine:
             keep = reason == "stop"
             self.take_out([row], keep)
             if keep:
-                self.prefixes.keep(row.tokens[: row.fed], row.caches)
+                self.keep(row)
         row.caches = row.picked = row.logits = None
         self.inbox.masks.pop(row.id, None)
         self.pipe.send("done", id=row.id, reason=reason)
@@ -298,7 +324,7 @@ class Engine:
             row.picked = None
             token, best, finite, logprob, top = picked.read(i)
             if not finite:
-                over.append((row, None, "a logit is not finite: the model's weights are broken, or MLX is"))
+                over.append((row, None, NOT_FINITE))
                 continue
             if best == -math.inf:
                 over.append((row, None, "the mask allows no token at all"))
@@ -323,14 +349,33 @@ class Engine:
                 self.take_out([row], False)
                 self.pipe.send("error", id=row.id, message=error)
 
+    def drop(self, row, error):
+        """A request failed."""
+        if row in self.prompts:
+            self.prompts.remove(row)
+        row.caches = row.picked = row.logits = None
+        with self.inbox.changed:
+            self.inbox.masks.pop(row.id, None)
+        memory = is_memory(error)
+        if memory:
+            # The next one is to find more room.
+            self.prefixes.clear()
+        self.pipe.send("error", id=row.id, message=f"{type(error).__name__}: {error}", memory=memory)
+        mx.clear_cache()
+
     def fail(self, error):
         """A step failed: what it computed for is over, and the next ones begin afresh."""
         traceback.print_exc()
-        for row in self.live():
-            self.pipe.send("error", id=row.id, message=f"{type(error).__name__}: {error}")
+        failed = self.live()
         self.reset()
-        self.inbox.masks.clear()
-        mx.clear_cache()
+        for row in failed:
+            self.drop(row, error)
+
+
+def is_memory(error):
+    """Whether it was for want of memory: MLX tells that in words."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(w in text for w in ("allocate", "out of memory", "insufficient memory"))
 
 
 def start(pipe, inbox, header):

@@ -6,7 +6,7 @@
 
 use super::{
     MlxOptions,
-    frame::{self, Ask, Choice, Frame, Hello, Memory, PROTOCOL, Reason, Tell, Token},
+    frame::{self, Ask, Choice, Frame, Hello, Memory, Reason, Tell, Token},
     process::{Heard, Process},
     watch::{Breaker, Watch},
 };
@@ -369,9 +369,8 @@ impl Driver {
         self.watch.heard();
         match tell {
             Tell::Hello(hello) => {
-                if hello.protocol != PROTOCOL {
-                    let found = hello.protocol;
-                    return self.lose(&format!("it speaks version {found}, expected {PROTOCOL}"));
+                if let Err(why) = hello.check() {
+                    return self.lose(&why);
                 }
                 self.hello = Some(hello);
             }
@@ -425,14 +424,24 @@ impl Driver {
                     let _ = asked.send(memory);
                 }
             }
-            Tell::Error { id, message } => match (id, &self.state) {
+            Tell::Error {
+                id,
+                message,
+                memory,
+            } => match (id, &self.state) {
                 (_, State::Starting) | (None, _) => self.lose(&message),
                 (Some(id), _) => {
                     if let Some(live) = self.running.remove(&id) {
-                        self.end(
-                            live,
-                            Event::Error(Failure::Broken(format!("MLX: {message}"))),
-                        );
+                        let message = format!("MLX: {message}");
+                        let failure = match memory {
+                            // Whoever ends makes room.
+                            true => Failure::Unavailable {
+                                message,
+                                retry_after: self.pace.retry_after(self.last_end.elapsed()),
+                            },
+                            false => Failure::Broken(message),
+                        };
+                        self.end(live, Event::Error(failure));
                     }
                 }
             },

@@ -162,6 +162,9 @@ pub enum Tell {
     Error {
         id: Option<u64>,
         message: String,
+        /// It was for want of memory.
+        #[serde(default)]
+        memory: bool,
     },
 }
 

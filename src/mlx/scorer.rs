@@ -2,7 +2,7 @@
 
 use super::{
     describe,
-    frame::{self, Ask, Frame, Hello, Memory, PROTOCOL, Tell},
+    frame::{self, Ask, Frame, Hello, Memory, Tell},
     process::{Heard, Process},
     watch::Patience,
 };
@@ -84,8 +84,11 @@ impl MlxScorer {
     }
 
     fn greet(&mut self) -> Result<Hello> {
-        match self.next(self.patience.load)?.tell {
-            Tell::Hello(hello) if hello.protocol == PROTOCOL => Ok(hello),
+        match self.next(self.patience.hello)?.tell {
+            Tell::Hello(hello) => match hello.check() {
+                Ok(()) => Ok(hello),
+                Err(why) => bail!("the MLX worker: {why}"),
+            },
             other => Err(out_of_turn(&other)),
         }
     }
@@ -153,6 +156,11 @@ impl MlxScorer {
 /// # Errors
 /// As [`MlxScorer::start`]'s.
 pub fn hello(python: &Path) -> Result<Hello> {
+    hello_within(python, Patience::default())
+}
+
+/// The same with so much patience.
+pub(super) fn hello_within(python: &Path, patience: Patience) -> Result<Hello> {
     let (mut process, heard) = open(python)?;
     process.tell(&Ask::Shutdown, &[]);
     let mut nobody = MlxScorer {
@@ -161,7 +169,7 @@ pub fn hello(python: &Path) -> Result<Hello> {
         hello: Hello::default(),
         vocab: 0,
         context: 0,
-        patience: Patience::default(),
+        patience,
     };
     nobody.greet()
 }

@@ -4,7 +4,10 @@
 //! leaves nothing that looks ready. The stamp holds the hash of the requirements, so that a newer program asks
 //! for a newer environment.
 
-use super::{frame::Hello, scorer::hello};
+use super::{
+    frame::{Hello, PROTOCOL},
+    scorer::hello,
+};
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use serde::Serialize;
@@ -250,6 +253,55 @@ impl Environment {
     }
 }
 
+impl Hello {
+    /// Whether it is a worker that we can work with: ours, on the versions of mlx and mlx-lm that the worker is
+    /// written for, whose insides it knows, or on later ones that differ in the third number.
+    ///
+    /// # Errors
+    /// What is wrong, and what to do.
+    pub(super) fn check(&self) -> Result<(), String> {
+        if self.protocol != PROTOCOL {
+            let found = self.protocol;
+            return Err(format!("it speaks version {found}, expected {PROTOCOL}"));
+        }
+        for (package, found) in [("mlx", &self.mlx), ("mlx-lm", &self.mlx_lm)] {
+            let pinned = pinned(package);
+            let fits = match (numbers(found), numbers(pinned)) {
+                (Some(found), Some(pinned)) => found[..2] == pinned[..2] && found[2] >= pinned[2],
+                _ => false,
+            };
+            if !fits {
+                return Err(format!(
+                    "its Python has {package} {found}, expected {pinned} (a later third number will do): install \
+                     that, or let `gossamer mlx setup` make an environment"
+                ));
+            }
+            if found != pinned {
+                tracing::warn!("{package} is {found}; this program was made with {pinned}");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The version of a package that `gossamer mlx setup` installs: the same for all variants.
+fn pinned(package: &str) -> &'static str {
+    let lines = Variant::Cpu.requirements().lines();
+    let mut versions = lines.filter_map(|line| line.strip_prefix(package)?.strip_prefix("=="));
+    let version = versions.next().and_then(|rest| rest.split(' ').next());
+    version.unwrap_or_default()
+}
+
+/// The three numbers of a version; what follows them, such as `.dev1`, counts for nothing.
+fn numbers(version: &str) -> Option<[u32; 3]> {
+    let mut parts = version.splitn(3, '.');
+    let (major, minor) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    let patch = parts.next()?;
+    let digits = patch.find(|c: char| !c.is_ascii_digit());
+    let patch = patch.get(..digits.unwrap_or(patch.len()))?.parse().ok()?;
+    Some([major, minor, patch])
+}
+
 /// The Python for workers: the one given, the variable's, or the environment's own.
 ///
 /// # Errors
@@ -385,9 +437,57 @@ mod tests {
                 "{variant:?}"
             );
         }
+        for package in ["mlx", "mlx-lm"] {
+            let pin = format!("{package}=={} ", pinned(package));
+            assert!(numbers(pinned(package)).is_some(), "{pin}");
+            for &variant in Variant::value_variants() {
+                let mut lines = variant.requirements().lines();
+                assert!(
+                    lines.any(|line| line.starts_with(&pin)),
+                    "{variant:?}: {pin}"
+                );
+            }
+        }
         // Another stamp for each.
         assert_ne!(Variant::Cpu.stamp(), Variant::Cuda13.stamp());
         assert!(Variant::Cpu.stamp().starts_with("cpu "));
+    }
+
+    #[test]
+    fn versions_that_the_worker_does_not_know_are_refused() {
+        let said = |mlx_lm: &str| {
+            let hello = Hello {
+                protocol: PROTOCOL,
+                mlx: pinned("mlx").to_owned(),
+                mlx_lm: mlx_lm.to_owned(),
+                ..Hello::default()
+            };
+            hello.check()
+        };
+        let pin = pinned("mlx-lm");
+        let [major, minor, patch] = numbers(pin).expect("three numbers");
+        assert_eq!(said(pin), Ok(()));
+        let later = format!("{major}.{minor}.{}.dev20260101", patch + 9);
+        assert_eq!(said(&later), Ok(()));
+        for other in [
+            format!("{major}.{}.{patch}", minor - 1),
+            format!("{major}.{}.0", minor + 1),
+            format!("{major}.{minor}.{}", patch - 1),
+            format!("{major}.{minor}"),
+            "unknown".to_owned(),
+            String::new(),
+        ] {
+            let why = said(&other).expect_err(&other);
+            let found = format!("mlx-lm {other}, expected {pin}");
+            assert!(why.contains(&found), "{why}");
+        }
+        let old = Hello {
+            mlx: "0.1.0".to_owned(),
+            mlx_lm: pin.to_owned(),
+            protocol: PROTOCOL,
+            ..Hello::default()
+        };
+        assert!(old.check().is_err_and(|why| why.contains("mlx 0.1.0")));
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub struct Patience {
     pub pong: Duration,
     /// For a token, or for progress with a prompt, while requests run.
     pub step: Duration,
+    /// For its first word: Python and its libraries are there then.
+    pub hello: Duration,
     /// For the model to be loaded.
     pub load: Duration,
 }
@@ -32,6 +34,8 @@ impl Default for Patience {
             // Python's lock may be held for a while where kernels are compiled or memory is short.
             pong: Duration::from_secs(30),
             step: Duration::from_secs(180),
+            // Seconds; much longer where files are read for the first time, from a slow disk.
+            hello: Duration::from_secs(90),
             load: Duration::from_secs(1800),
         }
     }
@@ -122,11 +126,18 @@ impl Watch {
     pub fn verdict(&self, now: Instant, works: bool) -> Option<String> {
         let since = |then: Instant| now.saturating_duration_since(then);
         let Patience {
-            pong, step, load, ..
+            pong,
+            step,
+            hello,
+            load,
+            ..
         } = self.patience;
         let gone = |what: &str, limit: Duration| Some(format!("{what} for {} s", limit.as_secs()));
         if self.asked.is_some_and(|asked| since(asked) > pong) {
             return gone("it gave no sign of life", pong);
+        }
+        if !self.greeted && since(self.started) > hello {
+            return gone("it did not say a word", hello);
         }
         if !self.loaded {
             return (since(self.started) > load)
@@ -166,11 +177,15 @@ mod tests {
             ping: 2 * SECOND,
             pong: 5 * SECOND,
             step: 60 * SECOND,
+            hello: 10 * SECOND,
             load: 100 * SECOND,
         };
         let mut watch = Watch::new(patience, start);
         // Nothing is asked of one that has not begun to listen.
         assert!(!watch.is_ping_due(at(3)));
+        assert_eq!(watch.verdict(at(10), false), None);
+        let mute = Some("it did not say a word for 10 s".to_owned());
+        assert_eq!(watch.verdict(at(11), false), mute);
         watch.heard();
         assert!(watch.is_ping_due(at(3)));
         // One question at a time.

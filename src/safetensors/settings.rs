@@ -90,6 +90,13 @@ impl Settings {
             path,
             json,
         };
+        if let Some(found) = settings.at("model_file") {
+            // mlx-lm may run it.
+            let found = json::short(found);
+            return Err(settings.error(format!(
+                "field `model_file`: expected none, found {found}: Gossamer runs no code that comes with a model"
+            )));
+        }
         match settings.at("model_type").and_then(Value::as_str) {
             Some("gpt_oss") => Ok(settings),
             found => Err(settings.error(format!(

@@ -111,6 +111,17 @@ fn logits_and_layers_are_the_reference_back_ends() -> Result<()> {
     Ok(())
 }
 
+#[cfg(unix)]
+#[test]
+fn a_folder_may_have_any_name() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let odd = folder.path().join("gpt [q8] *?");
+    std::os::unix::fs::symlink(&tiny().mlx, &odd)?;
+    let mlx = MlxScorer::start(&python(), &odd, false, &config()?)?;
+    assert_eq!(mlx.vocab(), 512);
+    Ok(())
+}
+
 /// Every rule of the sampler at once and alone: what the worker chooses is what our sampler chooses from
 /// the worker's logits.
 #[test]

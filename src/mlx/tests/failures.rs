@@ -94,8 +94,6 @@ fn what_can_not_be_loaded_is_told_by_its_last_words() -> Result<()> {
     };
     let told = wrong(&|options| options.folder = PathBuf::from("/nowhere"));
     assert!(told.contains("no config.json in it"), "{told}");
-    let told = wrong(&|options| options.python = PathBuf::from("/bin/ls"));
-    assert!(told.contains("exit code 2"), "{told}");
     let broken = tempfile::tempdir()?;
     for (file, to) in [("config.json", 1.0), ("model.safetensors", 0.5)] {
         let bytes = std::fs::read(tiny().mlx.join(file))?;
@@ -106,5 +104,154 @@ fn what_can_not_be_loaded_is_told_by_its_last_words() -> Result<()> {
     assert!(told.contains("the MLX worker failed"), "{told}");
     let hello = hello(&python())?;
     assert_eq!(hello.protocol, frame::PROTOCOL);
+    Ok(())
+}
+
+#[cfg(unix)]
+#[test]
+fn a_python_that_says_nothing_is_not_waited_for_long() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let deaf = script(folder.path(), "exec sleep 1000");
+    let patience = Patience {
+        hello: Duration::from_millis(100),
+        load: Duration::from_secs(5),
+        ..Patience::default()
+    };
+    let why = scorer::hello_within(&deaf, patience).map_err(|error| error.to_string());
+    assert!(
+        matches!(&why, Err(why) if why.contains("said nothing for 0 s")),
+        "{why:?}"
+    );
+    let started = start(|options| (options.python, options.patience) = (deaf, patience));
+    let why = started.map(drop).map_err(|error| error.to_string());
+    assert!(
+        matches!(&why, Err(why) if why.contains("it did not say a word")),
+        "{why:?}"
+    );
+    Ok(())
+}
+
+#[cfg(unix)]
+#[test]
+fn another_version_of_mlx_lm_is_refused() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let old = rigged(
+        folder.path(),
+        "import mlx_lm; mlx_lm.__version__ = '0.26.3'",
+    );
+    let expected = "its Python has mlx-lm 0.26.3, expected";
+    let told = hello(&old).map_err(|error| error.to_string());
+    assert!(
+        matches!(&told, Err(told) if told.contains(expected)),
+        "{told:?}"
+    );
+    let told = start(|options| options.python = old).map(drop);
+    let told = told.map_err(|error| error.to_string());
+    assert!(
+        matches!(&told, Err(told) if told.contains(expected)),
+        "{told:?}"
+    );
+    Ok(())
+}
+
+/// Some ids make the model fail where they are read.
+#[cfg(unix)]
+const POISON: &str = "
+from mlx_lm.models.gpt_oss import Model
+real = Model.__call__
+def call(self, ids, *rest, **more):
+    seen = ids[0].tolist() if ids.shape[1] > 1 else []
+    if 511 in seen:
+        raise RuntimeError('[malloc] Unable to allocate 123 bytes.')
+    if 510 in seen:
+        raise ValueError('seeded')
+    return real(self, ids, *rest, **more) * (float('nan') if 509 in seen else 1)
+Model.__call__ = call";
+
+#[cfg(unix)]
+#[test]
+fn a_prompt_that_fails_fails_alone() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let python = rigged(folder.path(), POISON);
+    let mlx = start(|options| options.python = python)?;
+    let worker = mlx.worker();
+    let mut live: Vec<_> = (0..2)
+        .map(|i| mlx.submit(request(&[1, 2, 3 + i], 100_000, greedy())))
+        .collect();
+    live.iter_mut().for_each(until_token);
+    let with = |id| request(&[4, 5, id, 6, 7], 10, greedy());
+    match collect(mlx.submit(with(511))).failure {
+        Some(Failure::Unavailable {
+            message,
+            retry_after,
+        }) => {
+            assert!(message.contains("Unable to allocate"), "{message}");
+            assert!(retry_after >= Duration::from_secs(1));
+        }
+        other => panic!("{other:?}"),
+    }
+    let scored = Request {
+        prompt_logprobs: Some(1),
+        ..with(509)
+    };
+    for (request, expected) in [(with(510), "ValueError: seeded"), (scored, "not finite")] {
+        let failed = collect(mlx.submit(request)).failure;
+        assert!(
+            matches!(&failed, Some(Failure::Broken(why)) if why.contains(expected)),
+            "{failed:?}"
+        );
+    }
+    // More than what was on its way already.
+    for _ in 0..50 {
+        live.iter_mut().for_each(until_token);
+    }
+    assert_eq!(mlx.worker(), worker);
+    let after = collect(mlx.submit(with(8)));
+    assert_eq!(after.tokens.len(), 10);
+    Ok(())
+}
+
+/// The first step that feeds 508 waits until a request and its mask wait too, and fails.
+#[cfg(unix)]
+const STUMBLE: &str = "
+import gc
+from mlx_lm.models.gpt_oss import Model
+real, failed = Model.__call__, []
+def call(self, ids, *rest, **more):
+    if ids.shape[1] == 1 and not failed and 508 in ids.reshape(-1).tolist():
+        failed.append(1)
+        inbox = next(o for o in gc.get_objects() if type(o).__name__ == 'Inbox')
+        with inbox.changed:
+            inbox.changed.wait_for(lambda: inbox.messages and inbox.masks, 60)
+        raise ValueError('seeded')
+    return real(self, ids, *rest, **more)
+Model.__call__ = call";
+
+#[cfg(unix)]
+#[test]
+fn a_step_that_fails_costs_nobody_else_a_mask() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let python = rigged(folder.path(), STUMBLE);
+    let mlx = start(|options| {
+        options.python = python;
+        options.patience.step = PATIENCE / 12;
+    })?;
+    let biased = Sampling {
+        logit_bias: vec![(508, 100.0)],
+        ..greedy()
+    };
+    let mut first = mlx.submit(request(&[1, 2, 3], 100, biased));
+    until_token(&mut first);
+    let masked = Request {
+        constraint: Some(Box::new(seam::Script::new(&[9, 10, 11]))),
+        ..request(&[1, 2, 3], 3, greedy())
+    };
+    let second = mlx.submit(masked);
+    let last = first.last();
+    assert!(
+        matches!(&last, Some(Event::Error(Failure::Broken(why))) if why.contains("seeded")),
+        "{last:?}"
+    );
+    assert_eq!(collect(second).tokens, [9, 10, 11]);
     Ok(())
 }

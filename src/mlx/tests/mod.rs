@@ -43,6 +43,31 @@ fn python() -> PathBuf {
     python
 }
 
+/// An executable `python3` in `folder`: this shell script. Written by another process: nobody who forks meanwhile
+/// can hold it open, which would keep it from being run.
+#[cfg(unix)]
+pub(super) fn script(folder: &Path, text: &str) -> PathBuf {
+    let path = folder.join("python3");
+    let write = r#"printf '#!/bin/sh\n%s\n' "$2" > "$1" && chmod +x "$1""#;
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", write, "sh"]).arg(&path).arg(text);
+    assert!(shell.status().is_ok_and(|written| written.success()));
+    path
+}
+
+/// The judges' Python, that runs `code` before it becomes a worker: to make MLX fail.
+#[cfg(unix)]
+fn rigged(folder: &Path, code: &str) -> PathBuf {
+    let boot = "import sys\nboot, sys.argv = sys.argv[3], ['-c', *sys.argv[4:]]\n";
+    let file = folder.join("rig.py");
+    std::fs::write(&file, format!("{boot}{code}\nexec(boot)\n")).expect("written");
+    let (python, file) = (python(), file.display());
+    script(
+        folder,
+        &format!("exec '{}' '{file}' \"$@\"", python.display()),
+    )
+}
+
 struct Tiny {
     _folder: tempfile::TempDir,
     mlx: PathBuf,

@@ -3,10 +3,20 @@
 use super::*;
 
 /// Allows one token, the next one of a list; slow where it is told to be.
-struct Script {
+pub(super) struct Script {
     next: VecDeque<u32>,
     gate: Option<mpsc::Receiver<()>>,
     fails: bool,
+}
+
+impl Script {
+    pub fn new(list: &[u32]) -> Script {
+        Script {
+            next: list.iter().copied().collect(),
+            gate: None,
+            fails: false,
+        }
+    }
 }
 
 impl MaskSource for Script {
@@ -40,9 +50,9 @@ fn masks_are_kept_to_and_slow_ones_hold_up_nobody_else() -> Result<()> {
     let wanted: Vec<u32> = (0..12).map(|i| i * 37 % 512).collect();
     let masked = |gate, fails, list: &[u32]| Request {
         constraint: Some(Box::new(Script {
-            next: list.iter().copied().collect(),
             gate,
             fails,
+            ..Script::new(list)
         })),
         ..request(&tiny().ids[..30], 12, greedy())
     };
@@ -132,6 +142,53 @@ fn prefixes_are_kept_and_change_no_answer() -> Result<()> {
     }
     let anew = collect(mlx.submit(request(&ids[..300], 15, greedy())));
     assert_eq!(anew.tokens, longer.tokens);
+    Ok(())
+}
+
+#[test]
+fn kept_prefixes_take_no_more_memory_than_is_counted() -> Result<()> {
+    let most = 32 << 20;
+    let mlx = start(|options| options.cache_bytes = most)?;
+    let ids = |len: u32, seed: u32| -> Vec<u32> {
+        let mixed = (0..len).map(|i| (i + 1).wrapping_mul(2_654_435_761).wrapping_add(seed * 97));
+        mixed.map(|id| (id >> 8) % 512).collect()
+    };
+    // Three long ones decode all the time; short ones leave their batch, which is some 12 MB.
+    let long = |seed| mlx.submit(request(&ids(1500, seed), 100_000, greedy()));
+    let mut live: Vec<_> = (0..3).map(long).collect();
+    live.iter_mut().for_each(until_token);
+    let before = mlx.memory().context("no answer")?.active;
+    for seed in 3..19 {
+        let short = Request {
+            stop_ids: (0..512).collect(),
+            ..request(&ids(64, seed), 5, greedy())
+        };
+        assert_eq!(
+            reason(&collect(mlx.submit(short))),
+            Some(FinishReason::Stop)
+        );
+    }
+    live.iter_mut().for_each(until_token);
+    let grown = mlx.memory().context("no answer")?.active;
+    let grown = grown.saturating_sub(before);
+    assert!(grown < 2 * most, "{grown} bytes for at most {most}");
+    Ok(())
+}
+
+#[test]
+fn prompts_are_read_in_pieces_that_are_soon_over() -> Result<()> {
+    let mlx = start(|_| ())?;
+    let most = if mlx.hello().gpu { 512 } else { 64 };
+    let ids = [tiny().ids.as_slice(), &tiny().ids].concat();
+    let mut last = 0;
+    for event in mlx.submit(request(&ids, 1, greedy())) {
+        if let Event::Prefill { done, .. } = event {
+            // The last token runs with the answer's first.
+            assert!(done - last <= most + 1, "{last} to {done}");
+            last = done;
+        }
+    }
+    assert_eq!(last, ids.len());
     Ok(())
 }
 
