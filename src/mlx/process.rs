@@ -1,5 +1,8 @@
 //! A worker's process: started, spoken to, and never left behind.
 //!
+//! On Unix it lives in a process group with a leash, a shell that waits for the end of a pipe that this program
+//! holds, and then kills the group: so a worker goes also with a program that is killed, and also while it hangs.
+//!
 //! Three threads serve its pipes, so that nobody who uses a [`Process`] ever blocks on one: frames that
 //! it tells go to a function, what it is told waits in a queue, the end of what it says on stderr is
 //! kept for the error that its death becomes. Dropping it kills its process group and waits for it.
@@ -45,6 +48,9 @@ sys.meta_path.insert(0, Told())
 import worker";
 /// Its name in `ps`.
 const NAME: &str = "gossamer-mlx-worker";
+/// What the leash does, and its name in `ps`.
+#[cfg(unix)]
+const LEASH: [&str; 3] = ["-c", "read _; kill -KILL 0", "gossamer-mlx-leash"];
 /// Last words: so many lines of at most so many characters.
 const WORDS: (usize, usize) = (5, 200);
 /// How long what a dead worker said on stderr may take to arrive.
@@ -56,6 +62,8 @@ pub type Heard = Result<Frame, String>;
 /// A worker that was started.
 pub struct Process {
     child: Child,
+    /// Leads the process group; its pipe ends with this program.
+    leash: Option<Child>,
     /// What it is to be told; `None` once that is over.
     writer: Option<mpsc::Sender<Vec<u8>>>,
     words: Arc<Mutex<VecDeque<String>>>,
@@ -78,18 +86,23 @@ impl Process {
         command.stdin(Stdio::piped());
         command.stdout(Stdio::piped());
         command.stderr(Stdio::piped());
-        // Of its own, so that Ctrl-C at a terminal is ours to handle.
-        #[cfg(unix)]
-        std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        let mut child = command
-            .spawn()
-            .with_context(|| format!("can't start {} for MLX", python.display()))?;
+        let mut leash = leash(&mut command)?;
+        let child = command.spawn();
+        let mut child = match child {
+            Ok(child) => child,
+            Err(error) => {
+                release(leash.as_mut());
+                let text = format!("can't start {} for MLX", python.display());
+                return Err(anyhow::Error::new(error).context(text));
+            }
+        };
         let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let words = Arc::<Mutex<VecDeque<String>>>::default();
         let (writer, told) = mpsc::channel::<Vec<u8>>();
         let (closed, stderr_open) = mpsc::channel::<()>();
         let mut process = Process {
             child,
+            leash,
             writer: Some(writer),
             words: words.clone(),
             stderr_open,
@@ -151,10 +164,13 @@ impl Process {
         let status = match self.child.try_wait() {
             Ok(Some(status)) => Ok(status),
             _ => {
-                kill(&mut self.child);
+                release(self.leash.as_mut());
+                let _ = self.child.kill();
                 self.child.wait()
             }
         };
+        // Whatever it started itself goes too.
+        release(self.leash.take().as_mut());
         let _ = self.stderr_open.recv_timeout(ECHO);
         let words = self.words.lock().unwrap_or_else(PoisonError::into_inner);
         let words = Vec::from_iter(words.iter().map(String::as_str)).join("\n");
@@ -231,21 +247,43 @@ fn listen(stderr: impl Read, words: &Mutex<VecDeque<String>>) {
     }
 }
 
-/// Ends the worker's process group, at once.
+/// Starts the leash, in a process group of its own, so that Ctrl-C at a terminal is ours to handle; `command`'s
+/// is to be the same.
 #[cfg(unix)]
-fn kill(child: &mut Child) {
+fn leash(command: &mut Command) -> Result<Option<Child>> {
+    use std::os::unix::process::CommandExt;
+    let mut shell = Command::new("/bin/sh");
+    shell.args(LEASH).process_group(0).stdin(Stdio::piped());
+    shell.stdout(Stdio::null()).stderr(Stdio::null());
+    let leash = shell.spawn().context("can't start /bin/sh for MLX")?;
+    let group = i32::try_from(leash.id()).context("a process id")?;
+    command.process_group(group);
+    Ok(Some(leash))
+}
+
+/// Ends the worker's process group, at once; nothing after the first time.
+#[cfg(unix)]
+fn release(leash: Option<&mut Child>) {
     use rustix::process::{Pid, Signal, kill_process_group};
-    // It has not been waited for: the number is still its own.
-    let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    if group.is_none_or(|group| kill_process_group(group, Signal::KILL).is_err()) {
-        let _ = child.kill();
+    let Some(leash) = leash else { return };
+    if !matches!(leash.try_wait(), Ok(None)) {
+        return;
     }
+    // It has not been waited for: the number is still the group's.
+    let group = i32::try_from(leash.id()).ok().and_then(Pid::from_raw);
+    if group.is_none_or(|group| kill_process_group(group, Signal::KILL).is_err()) {
+        let _ = leash.kill();
+    }
+    let _ = leash.wait();
 }
 
 #[cfg(not(unix))]
-fn kill(child: &mut Child) {
-    let _ = child.kill();
+fn leash(_: &mut Command) -> Result<Option<Child>> {
+    Ok(None)
 }
+
+#[cfg(not(unix))]
+fn release(_: Option<&mut Child>) {}
 
 /// How a process ended.
 fn how(status: ExitStatus) -> String {
@@ -265,7 +303,10 @@ fn how(status: ExitStatus) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    #[cfg(unix)]
+    use crate::mlx::tests::script;
 
+    #[cfg(unix)]
     fn heard_of(python: &Path) -> Result<(Process, mpsc::Receiver<Heard>)> {
         let (sender, heard) = mpsc::channel();
         let process = Process::start(python, move |frame| {
@@ -274,19 +315,18 @@ mod tests {
         Ok((process, heard))
     }
 
+    #[cfg(unix)]
     #[test]
     fn a_program_that_is_no_worker_is_told_by_its_words() -> Result<()> {
-        // It reads nothing and complains of its first argument.
-        let (mut process, heard) = heard_of(Path::new("/bin/ls"))?;
+        let folder = tempfile::tempdir()?;
+        let other = script(folder.path(), "echo 'no option -I' >&2; exit 2");
+        let (mut process, heard) = heard_of(&other)?;
         let patience = Duration::from_secs(60);
         assert!(matches!(heard.recv_timeout(patience)?, Err(why) if why.contains("closed")));
         process.settle();
         let ended = process.end();
-        assert!(
-            ended.starts_with("it ended with exit code 2; its last words:\n"),
-            "{ended}"
-        );
-        assert!(ended.contains("ls: "), "{ended}");
+        let expected = "it ended with exit code 2; its last words:\nno option -I";
+        assert_eq!(ended, expected);
         // Once and for all.
         assert_eq!(process.end(), ended);
         Ok(())
@@ -295,21 +335,33 @@ mod tests {
     #[cfg(unix)]
     #[test]
     fn a_process_that_does_not_end_is_killed_and_waited_for() -> Result<()> {
-        use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir()?;
-        let endless = folder.path().join("python3");
-        std::fs::write(&endless, "#!/bin/sh\nyes 'Fetching 12 files'")?;
-        std::fs::set_permissions(&endless, std::fs::Permissions::from_mode(0o755))?;
+        let endless = script(folder.path(), "yes 'Fetching 12 files'");
         let (process, heard) = heard_of(&endless)?;
         let id = process.id();
+        let leash = process.leash.as_ref().map(Child::id);
         let junk = heard.recv_timeout(Duration::from_secs(60))?;
         assert!(junk.is_err_and(|why| why.contains("no worker of ours")));
         drop(process);
         #[cfg(target_os = "linux")]
-        assert!(
-            !Path::new(&format!("/proc/{id}")).exists(),
-            "{id} is still there"
-        );
+        for id in [id, leash.context("no leash")?] {
+            let is_left = Path::new(&format!("/proc/{id}")).exists();
+            assert!(!is_left, "{id} is still there");
+        }
+        Ok(())
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_end_of_this_program_ends_a_worker_that_listens_to_nobody() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let deaf = script(folder.path(), "exec sleep 1000");
+        let (mut process, _heard) = heard_of(&deaf)?;
+        let leash = process.leash.as_mut().context("no leash")?;
+        // As when this program is gone.
+        drop(leash.stdin.take());
+        let status = process.child.wait()?;
+        assert!(how(status).contains("signal 9"), "{status}");
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use super::{Demo, PATIENCE, program::Program};
 use gossamer::checkpoint::Checkpoint;
 use serde_json::{Value, json};
-use std::{fs, process::Command, time::Instant};
+use std::{fs, os::unix::fs::PermissionsExt, process::Command, time::Instant};
 
 /// The server's workers, by the name that they give themselves, and the state that the system knows them in.
 fn workers(server: u32) -> Vec<(u32, char)> {
@@ -20,9 +20,13 @@ fn workers(server: u32) -> Vec<(u32, char)> {
             continue;
         };
         // `pid (name) state parent …`
-        let Some((_, rest)) = stat.rsplit_once(") ") else {
+        let Some((name, rest)) = stat.rsplit_once(") ") else {
             continue;
         };
+        // What ends a worker with the server.
+        if name.ends_with("(sh") {
+            continue;
+        }
         let mut words = rest.split(' ');
         let (state, parent) = (words.next(), words.next());
         if parent.and_then(|parent| parent.parse().ok()) == Some(server) {
@@ -32,7 +36,6 @@ fn workers(server: u32) -> Vec<(u32, char)> {
     found
 }
 
-#[cfg(target_os = "linux")]
 #[test]
 fn a_killed_worker_fails_its_requests_alone() {
     let demo = Demo::new();
@@ -126,4 +129,42 @@ fn a_killed_worker_fails_its_requests_alone() {
         .iter()
         .filter(|(id, _)| fs::exists(format!("/proc/{id}")).unwrap_or(true));
     assert_eq!(left.count(), 0, "{now:?}");
+}
+
+#[test]
+fn a_worker_that_hangs_goes_with_a_program_that_is_killed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let python = folder.path().join("python3");
+    let script = format!(
+        "#!/bin/sh\necho $$ > {0}/new && mv {0}/new {0}/id\nexec sleep 1000\n",
+        folder.path().display()
+    );
+    fs::write(&python, script).expect("written");
+    fs::set_permissions(&python, fs::Permissions::from_mode(0o755)).expect("executable");
+    let mut program = Command::new(env!("CARGO_BIN_EXE_gossamer"))
+        .args(["mlx", "status", "--mlx-python"])
+        .arg(&python)
+        .spawn()
+        .expect("the program runs");
+    let start = Instant::now();
+    let worker = loop {
+        if let Ok(id) = fs::read_to_string(folder.path().join("id")) {
+            break id.trim().to_owned();
+        }
+        assert!(start.elapsed() < PATIENCE, "no worker");
+        std::thread::yield_now();
+    };
+    program.kill().expect("killed");
+    program.wait().expect("waited for");
+    // Gone, or dead until somebody waits for it.
+    let is_alive = || {
+        let stat = fs::read_to_string(format!("/proc/{worker}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ")
+            .is_some_and(|(_, rest)| !rest.starts_with('Z'))
+    };
+    let start = Instant::now();
+    while is_alive() {
+        assert!(start.elapsed() < PATIENCE, "{worker} is left");
+        std::thread::yield_now();
+    }
 }

@@ -8,7 +8,9 @@ mod program;
 
 mod commands;
 mod heldout;
+#[cfg(target_os = "linux")]
 mod kill;
+#[cfg(unix)]
 mod setup;
 
 use std::path::PathBuf;
