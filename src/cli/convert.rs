@@ -2,9 +2,14 @@
 
 use super::{Usage, model::find};
 use crate::{checkpoint::Checkpoint, convert::Conversion, hub};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
-use std::{path::PathBuf, time::Instant};
+use std::{
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 /// Write a GGUF file from MLX's folder or OpenAI's safetensors
 ///
@@ -20,7 +25,7 @@ pub struct Args {
     /// A folder with config.json, tokenizer.json and model*.safetensors, or the name of a pulled one
     #[arg(value_name = "FOLDER|NAME")]
     from: String,
-    /// The file to write; one of that name is replaced when the new one is whole
+    /// The file to write; a GGUF file of that name is replaced when the new one is whole
     #[arg(value_name = "OUT.gguf")]
     out: PathBuf,
     /// Round to F16 what only F32 can hold: half the size, and twice the speed, of those matrices
@@ -42,6 +47,7 @@ pub fn run(args: Args) -> Result<()> {
             return Err(Usage(text).into());
         }
     };
+    refuse_other_files(&args.out)?;
     let spinner = ProgressBar::new_spinner().with_message("reading scales and vocabulary");
     spinner.enable_steady_tick(std::time::Duration::from_millis(100));
     let conversion = Conversion::new(&folder, args.f16)?;
@@ -64,4 +70,22 @@ pub fn run(args: Args) -> Result<()> {
         start.elapsed().as_secs_f64()
     );
     Ok(())
+}
+
+/// Only a GGUF file may be replaced: the folder's own files, or a mistyped name's, are not.
+fn refuse_other_files(out: &Path) -> Result<()> {
+    let mut magic = Vec::new();
+    match File::open(out) {
+        Ok(file) => file.take(4).read_to_end(&mut magic),
+        Err(_) => return Ok(()),
+    }
+    .with_context(|| format!("read {}, which is to be replaced", out.display()))?;
+    if magic.is_empty() || magic == *b"GGUF" {
+        return Ok(());
+    }
+    let text = format!(
+        "{}: exists, and is no GGUF file: it is not replaced. Name another file, or remove it",
+        out.display()
+    );
+    Err(Usage(text).into())
 }

@@ -16,6 +16,7 @@ use read::{Entry, Header};
 use std::{
     collections::HashMap,
     fs::File,
+    ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -61,7 +62,7 @@ pub struct TensorInfo {
 #[derive(Clone)]
 pub enum Bytes {
     /// `range` of a mapping: of the file, or an anonymous one that holds converted weights.
-    Mapped(Arc<Mmap>, std::ops::Range<usize>),
+    Mapped(Arc<Mmap>, Range<usize>),
     /// A copy on the heap.
     Owned(Arc<[u8]>),
 }
@@ -71,7 +72,7 @@ impl Bytes {
     ///
     /// # Panics
     /// When `range` doesn't lie inside.
-    pub fn slice(&self, range: std::ops::Range<usize>) -> Bytes {
+    pub fn slice(&self, range: Range<usize>) -> Bytes {
         assert!(range.start <= range.end && range.end <= self.len());
         match self {
             Bytes::Mapped(map, whole) => Bytes::Mapped(
@@ -313,3 +314,21 @@ pub(crate) fn map_file(path: &Path) -> Result<Mmap, FileError> {
     // engine that maps weights; downloads replace files by renaming, which leaves a map intact.
     unsafe { Mmap::map(&file) }.map_err(fail)
 }
+
+/// Lets go of the pages of `range` that this process holds; reading them again finds them in the page cache, or in
+/// the file.
+#[cfg(unix)]
+#[allow(unsafe_code)]
+pub(crate) fn let_go(map: &Mmap, range: &Range<usize>) {
+    let advice = memmap2::UncheckedAdvice::DontNeed;
+    // SAFETY: `map_file` made the map, shared and never written: such pages come back with the file's contents.
+    let done = unsafe { map.unchecked_advise_range(advice, range.start, range.len()) };
+    // A system that won't, keeps them for longer.
+    if let Err(error) = done {
+        tracing::debug!("pages of a file are kept: {error}");
+    }
+}
+
+/// Lets go of the pages of `range` that this process holds, where the system has a way.
+#[cfg(not(unix))]
+pub(crate) fn let_go(_map: &Mmap, _range: &Range<usize>) {}

@@ -5,7 +5,7 @@ use super::{
     source::{Affine, AffineView, Source, float_at, mxfp4_row},
 };
 use crate::{
-    gguf::{Bytes, FileError, TensorInfo},
+    gguf::{Bytes, FileError, TensorInfo, let_go},
     quant::GgmlType,
     weights::{Format, Matrix, Offsets},
 };
@@ -32,12 +32,23 @@ pub struct Encoding {
 }
 
 impl Folder {
-    /// See [`Tensors::repacked`](crate::weights::Tensors::repacked).
+    /// See [`Tensors::repacked`](crate::weights::Tensors::repacked). The folder's own pages are not held beside what
+    /// becomes of them: a model would need its memory twice.
     pub(super) fn repack(
         &self,
         tensor: &TensorInfo,
         dry: bool,
     ) -> Result<Option<Matrix>, FileError> {
+        let matrix = self.repack_held(tensor, dry)?;
+        if let (Some(_), false, Some(tensor)) = (&matrix, dry, self.source(tensor)) {
+            for part in tensor.source.parts() {
+                let_go(&self.files[part.file].1, &part.range);
+            }
+        }
+        Ok(matrix)
+    }
+
+    fn repack_held(&self, tensor: &TensorInfo, dry: bool) -> Result<Option<Matrix>, FileError> {
         let (rows, cols) = shape(tensor);
         let Some(source) = self.source(tensor).map(|t| &t.source) else {
             return Ok(None);

@@ -78,6 +78,15 @@ pub(super) struct Affine {
 }
 
 impl Source {
+    /// Where its bytes lie.
+    pub fn parts(&self) -> Vec<&Part> {
+        match self {
+            Source::Float { values, .. } => vec![values],
+            Source::Mxfp4 { codes, scales, .. } => vec![codes, scales],
+            Source::Affine(affine) => vec![&affine.codes, &affine.scales, &affine.biases],
+        }
+    }
+
     /// What people call this form.
     pub fn label(&self) -> String {
         match self {

@@ -1,6 +1,9 @@
 //! `gossamer plan` and the long-context benchmark, the programs: what they say fits, fits, and what they
 //! measure can be resumed.
 
+#[path = "../common/mod.rs"]
+mod common;
+
 mod bench;
 mod plan;
 

@@ -115,6 +115,10 @@ fn predicted_is_measured_within_3_percent() {
             "demo",
         ],
     );
+    // A folder's weights are rearranged: its own pages are not held besides.
+    let folder = mid.with_extension("mlx");
+    crate::common::tool("gguf_to_mlx.py", &[&mid, &folder]);
+    let folder = ["--model", folder.to_str().expect("a name")];
     let mid = ["--model", mid.to_str().expect("a name")];
     let many = ["--max-seqs", "24", "--ctx-size", "20000"];
     let bare = [
@@ -130,6 +134,7 @@ fn predicted_is_measured_within_3_percent() {
         ("demo, no snapshots", &bare),
         ("mid", &[&mid[..], &many].concat()),
         ("mid, no snapshots", &[&mid[..], &bare].concat()),
+        ("mid, a folder", &[&folder[..], &bare].concat()),
     ] {
         let args = [&["plan", "--measure", "--json", "--backend", "cpu"], flags].concat();
         let found = json(&args);
@@ -155,4 +160,5 @@ fn predicted_is_measured_within_3_percent() {
         assert_eq!(held, number(&found, "/measured"));
     }
     std::fs::remove_file(mid[1]).expect("removed");
+    std::fs::remove_dir_all(folder[1]).expect("removed");
 }

@@ -140,6 +140,14 @@ fn what_cannot_be_converted_says_why() {
     let (code, _, err) = gossamer(&[&"convert", &scratch.path(), &out]);
     assert!(code == 1 && err.contains("config.json"), "{err}");
     let tiny = Tiny::make(fresh_seed());
+    // The folder's own files are not to be replaced.
+    for own in ["model.safetensors", "config.json"] {
+        let own = tiny.path("mlx").join(own);
+        let whole = std::fs::read(&own).unwrap();
+        let (code, _, err) = gossamer(&[&"convert", &tiny.path("mlx"), &own]);
+        assert!(code == 2 && err.contains("is no GGUF file"), "{err}");
+        assert!(std::fs::read(&own).unwrap() == whole, "{}", own.display());
+    }
     std::fs::remove_file(tiny.path("mlx/tokenizer.json")).unwrap();
     let (code, _, err) = gossamer(&[&"convert", &tiny.path("mlx"), &out]);
     assert!(code == 1 && err.contains("tokenizer.json"), "{err}");

@@ -4,7 +4,8 @@ use super::{Finding, Machine};
 use crate::{
     backend::cpu,
     hub::{self, Pulled, human},
-    machine, mlx,
+    machine,
+    mlx::{self, PYTHON_VARIABLE as PYTHON},
 };
 use anyhow::Result;
 
@@ -111,7 +112,13 @@ fn mlx() -> Finding {
     let python = status.python.display();
     match (status.hello, status.problem) {
         (Some(hello), _) => Finding::ready(MLX, format!("{}, {python}", mlx::describe(&hello))),
-        // A Python that is there, or was named, and has no MLX that works.
+        // A Python that was named has no MLX that works.
+        (None, Some(why)) if status.variant.is_none() && std::env::var_os(PYTHON).is_some() => {
+            let advice = format!(
+                "{PYTHON} names this Python: install mlx-lm there, or unset it and use `gossamer mlx setup`"
+            );
+            Finding::problem(MLX, format!("{python}: {why}")).advising(advice)
+        }
         (None, Some(why)) if status.python.exists() => {
             Finding::problem(MLX, why).advising("`gossamer mlx setup --force` makes it anew")
         }

@@ -55,7 +55,8 @@ pub fn write(
     mlx_is_ready: bool,
 ) -> Result<()> {
     let program = std::env::current_exe().context("which program is this?")?;
-    let folder = tempdir(file)?;
+    let scratch = tempfile::tempdir().context("make a folder for what the programs write")?;
+    let folder = scratch.path();
     let pulled = look::pulled().unwrap_or_default();
     let subject = Subject::new(model, &pulled);
     let mut runs = Vec::new();
@@ -97,20 +98,9 @@ pub fn write(
         "compared_with_mlx": mlx.is_some(),
     });
     let text = without_home(serde_json::to_string_pretty(&report)? + "\n");
-    let written = std::fs::write(file, text).with_context(|| format!("write {}", file.display()));
-    let _ = std::fs::remove_dir_all(&folder);
-    written?;
+    std::fs::write(file, text).with_context(|| format!("write {}", file.display()))?;
     tell!("{} is the report: read it, and send it", file.display());
     Ok(())
-}
-
-/// A folder beside `file` for what the programs write.
-fn tempdir(file: &Path) -> Result<PathBuf> {
-    let mut name = file.as_os_str().to_owned();
-    name.push(".parts");
-    let folder = PathBuf::from(name);
-    std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-    Ok(folder)
 }
 
 /// Runs this program with `args`; what became of it, with the JSON that it wrote to `output`.

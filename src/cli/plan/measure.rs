@@ -3,6 +3,7 @@
 use super::{Print, report::rows};
 use crate::{
     backend::{Backend, Batch, Footprint, KV_BLOCK, LogitRows, Segment, Target},
+    checkpoint::Checkpoint,
     cli::{
         model::{Common, Loaded},
         serve::Space,
@@ -93,9 +94,14 @@ pub fn measure(common: &Common, space: Space) -> Result<Measured> {
     })
 }
 
-/// Reads every page of the files, fills a batch in every slot, and writes every block, window and snapshot.
+/// Reads every page of a mapped model, fills a batch in every slot, and writes every block, window and snapshot.
 fn use_all(loaded: &mut Loaded) -> Result<()> {
-    for (_, map) in loaded.checkpoint.files() {
+    // A folder's pages were let go of when its weights were rearranged.
+    let mapped = match &loaded.checkpoint {
+        Checkpoint::Gguf(gguf) => &gguf.files[..],
+        Checkpoint::Folder(_) => &[],
+    };
+    for (_, map) in mapped {
         let sum = map.iter().step_by(PAGE).map(|&byte| u64::from(byte));
         black_box(sum.sum::<u64>());
     }
