@@ -2,7 +2,6 @@
 import math
 import os
 import pathlib
-import platform
 import resource
 import sys
 
@@ -10,6 +9,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx_lm.utils import load_model
+
+from hardware import is_gpu
+from prefixes import trimmed
 
 
 def released_wavelengths(config):
@@ -51,7 +53,7 @@ def load(path, dtype, rope):
     model, config = load_model(pathlib.Path("."), lazy=True)
     if config.get("model_type") != "gpt_oss":
         raise ValueError(f"{path}: model_type is {config.get('model_type')!r}, expected 'gpt_oss'")
-    if dtype is None and mx.default_device().type == mx.DeviceType.cpu:
+    if dtype is None and not is_gpu():
         dtype = "float32"
     if dtype is not None:
         model.set_dtype({"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}[dtype])
@@ -70,6 +72,19 @@ def load(path, dtype, rope):
     for tokens in ([[0] * 8], [[0]]):
         mx.eval(model(mx.array(tokens), cache=cache))
     return model
+
+
+def zeros(model, tokens):
+    """The caches of a beginning of so many tokens, as if it had been read."""
+    args, caches = model.args, model.make_cache()
+    # As wide as activations are.
+    kind = model.model.norm.weight.dtype
+    for cache in caches:
+        keys = mx.zeros((1, args.num_key_value_heads, tokens, args.head_dim), kind)
+        cache.update_and_fetch(keys, keys)
+    caches = [trimmed(cache) for cache in caches]
+    mx.eval([cache.state for cache in caches])
+    return caches
 
 
 def score(pipe, model, first, ids):
@@ -142,10 +157,3 @@ def memory():
     resident, most = resident_bytes()
     return {"active": mx.get_active_memory(), "peak": mx.get_peak_memory(), "pool": mx.get_cache_memory(),
             "resident": resident, "peak_resident": most}
-
-
-def device():
-    """What computes."""
-    if mx.default_device().type == mx.DeviceType.cpu:
-        return f"cpu {platform.machine()}"
-    return str(mx.device_info().get("device_name", "gpu"))

@@ -24,6 +24,7 @@ try:
     import numpy as np
 
     import model as models
+    from hardware import device, is_gpu
     from prefixes import Prefixes
     from sampling import GREEDY_BELOW, Picked, allowed_by, best_first, draw, log_probabilities
 except Exception as error:
@@ -93,7 +94,9 @@ class Engine:
         # Log of 0 at ids that are never sampled, else 0: [vocabulary].
         self.padding = mx.array(zeros)
         self.prefixes = Prefixes(cache_bytes)
-        self.piece = CPU_PIECE if mx.default_device().type == mx.DeviceType.cpu else PIECE
+        self.piece = PIECE if is_gpu() else CPU_PIECE
+        # So many tokens of every longer prompt count as read: to see what they take, without the time.
+        self.pretended = 0
         self.turns = 0
         self.reset()
 
@@ -148,6 +151,8 @@ class Engine:
             if row.reads_cache:
                 # The last token runs: its logits choose the first of the answer.
                 row.fed, row.caches, shared = self.prefixes.find(row.tokens[:-1])
+            if self.pretended and row.fed < self.pretended < row.prompt:
+                row.fed, row.caches = self.pretended, models.zeros(self.model, self.pretended)
             if row.caches is None:
                 row.caches = self.model.make_cache()
             self.pipe.send("progress", id=row.id, done=row.fed, cached=row.fed, shared=shared)
@@ -195,11 +200,15 @@ class Engine:
     def join(self, row):
         if not self.rows:
             self.caches = row.caches
-        elif len(self.rows) == 1:
-            self.caches = [a.merge([a, b]) for a, b in zip(self.caches, row.caches)]
         else:
-            for batch, own in zip(self.caches, row.caches):
-                batch.extend(own.merge([own]))
+            # Layer by layer: only one is there twice at any time.
+            for at, own in enumerate(row.caches):
+                if len(self.rows) == 1:
+                    self.caches[at] = own.merge([self.caches[at], own])
+                else:
+                    self.caches[at].extend(own.merge([own]))
+                row.caches[at] = None
+                mx.eval(self.caches[at].state)
         self.rows.append(row)
         row.caches = None
 
@@ -383,7 +392,10 @@ def start(pipe, inbox, header):
     if mx.metal.is_available():
         # Weights that are paged out between requests would cost seconds.
         mx.set_wired_limit(mx.device_info()["max_recommended_working_set_size"])
-    mx.set_cache_limit(2 << 30)
+    # What is planned for: MLX waits for what runs before it takes more, and keeps no more of what is free.
+    mx.set_cache_limit(header["pool_bytes"])
+    if header["memory"]:
+        mx.set_memory_limit(header["memory"])
     model = models.load(header["path"], header.get("dtype"), header["rope"])
     engine = Engine(pipe, inbox, model, header["cache_bytes"], header["padding"])
     pipe.send("loaded", seconds=time.perf_counter() - began, vocab=engine.size, memory=models.memory())
@@ -397,6 +409,8 @@ def take(pipe, inbox, engine, header, blob):
         return start(pipe, inbox, header)
     if op == "stats":
         pipe.send("stats", **models.memory())
+    elif op == "pretend":
+        engine.pretended = header["tokens"]
     elif op == "shutdown":
         os._exit(0)
     elif op in ("generate", "score", "trace"):
@@ -431,7 +445,6 @@ def serve(pipe, inbox):
             engine.fail(error)
 
 
-gpu = mx.default_device().type != mx.DeviceType.cpu
 pipe.send("hello", protocol=PROTOCOL, python=platform.python_version(), mlx=mx.__version__,
-          mlx_lm=mlx_lm.__version__, device=models.device(), gpu=gpu)
+          mlx_lm=mlx_lm.__version__, device=device(), gpu=is_gpu(), resident=models.resident_bytes()[0])
 serve(pipe, Inbox(pipe))

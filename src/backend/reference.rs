@@ -64,6 +64,7 @@ pub(super) fn footprint(check: &Check, limits: &Limits) -> Footprint {
         windows: windows(limits.slots),
         snapshots: windows(limits.snapshots),
         work: (values * size_of::<f32>()) as u64,
+        ..Footprint::default()
     }
 }
 

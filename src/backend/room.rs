@@ -32,8 +32,14 @@ pub struct Footprint {
     pub windows: u64,
     /// Snapshots of sliding windows.
     pub snapshots: u64,
+    /// Beginnings that MLX keeps to go on from, each with keys and values of its own.
+    #[serde(default)]
+    pub prefixes: u64,
     /// Everything between two layers, and the logits.
     pub work: u64,
+    /// MLX's process before it has a model: Python and its libraries.
+    #[serde(default)]
+    pub process: u64,
 }
 
 impl Footprint {
@@ -46,7 +52,8 @@ impl Footprint {
     pub fn own(&self) -> u64 {
         [self.weights, self.blocks, self.windows]
             .into_iter()
-            .chain([self.snapshots, self.work])
+            .chain([self.snapshots, self.prefixes])
+            .chain([self.work, self.process])
             .fold(0, u64::saturating_add)
     }
 }
@@ -55,12 +62,19 @@ impl fmt::Display for Footprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} ({} weights, {} KV cache, {} sliding windows, {} work)",
+            "{} ({} weights, {} KV cache, {} sliding windows",
             human(self.bytes()),
             human(self.mapped.saturating_add(self.weights)),
             human(self.blocks),
             human(self.windows.saturating_add(self.snapshots)),
-            human(self.work)
+        )?;
+        if self.prefixes > 0 {
+            write!(f, ", {} kept beginnings", human(self.prefixes))?;
+        }
+        write!(
+            f,
+            ", {} work)",
+            human(self.work.saturating_add(self.process))
         )
     }
 }
@@ -349,6 +363,7 @@ mod tests {
             windows: limits.slots as u64 * WINDOWS,
             snapshots: limits.snapshots as u64 * WINDOWS,
             work: 100 << 20,
+            ..Footprint::default()
         }
     }
 

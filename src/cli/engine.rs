@@ -2,28 +2,28 @@
 
 use super::{
     Usage,
-    compare::Verdicts,
     model::{Common, Loaded},
 };
 use crate::{
-    backend::{self, Footprint, KV_BLOCK, KvRoom, Limits, Memory, Options, Wanted},
+    backend::{self, KV_BLOCK, Limits, Memory, Options, Room},
     checkpoint::Checkpoint,
     config::Config,
     engine::Engine,
-    hub, machine,
-    mlx::{self, MlxEngine, MlxOptions, MlxScorer},
+    hub,
+    mlx::{self, MlxEngine, MlxOptions, MlxScorer, Needs, Space},
+    safetensors::Folder,
     score::{BackendScorer, Scorer},
     tokenizer::Tokenizer,
 };
 use anyhow::{Result, bail};
 use std::{
-    path::Path,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-/// What Python, MLX and its activations take beside a model and its KV cache.
-const WORKER: u64 = 512 << 20;
+/// Bytes of beginnings that MLX keeps where nobody says.
+pub const PREFIXES: u64 = 1 << 30;
 
 /// An engine that is ready, and what is used beside it.
 pub struct Opened {
@@ -45,6 +45,12 @@ pub struct OpenedMlx {
     pub tokenizer: Arc<Tokenizer>,
     /// The model's files.
     pub checkpoint: Checkpoint,
+    /// What was planned for it.
+    pub room: Room,
+    /// Bytes of keys and values: of a token in all layers with full attention, and of a sequence's sliding windows.
+    pub kv_bytes: (u64, u64),
+    /// Tokens of a prompt that run at once: alone, and beside others that decode.
+    pub pieces: (usize, usize),
     /// From opening the files to an engine that is ready.
     pub load_time: Duration,
 }
@@ -58,7 +64,12 @@ impl Common {
     /// Everything up to an engine that is ready, with room for `slots` sequences at once that share one
     /// context's memory, and for `snapshots` of sliding windows.
     pub fn open_engine(&self, slots: usize, snapshots: usize) -> Result<Opened> {
-        if let Some(opened) = self.open_mlx_if_wanted(|options| options.slots = slots)? {
+        let space = Space {
+            slots,
+            // Who comes once leaves nothing to go on from.
+            cache_bytes: if snapshots > 0 { PREFIXES } else { 0 },
+        };
+        if let Some(opened) = self.open_mlx_if_wanted(space, |_| {})? {
             let engine = Arc::new(opened.engine);
             return Ok(Opened {
                 mlx: Some(engine.clone()),
@@ -82,20 +93,20 @@ impl Common {
     /// still be had.
     pub fn open_mlx_if_wanted(
         &self,
+        space: Space,
         change: impl FnOnce(&mut MlxOptions),
     ) -> Result<Option<OpenedMlx>> {
         if self.is_mlx() {
-            return self.open_mlx(change).map(Some);
+            return self.open_mlx(space, change).map(Some);
         }
         if self.backend != "auto" || self.model.is_none() {
             return Ok(None);
         }
         let checkpoint = self.open_checkpoint()?;
-        let verdict = Verdicts::open().and_then(|verdicts| verdicts.get(&checkpoint).cloned());
-        if verdict.is_none_or(|verdict| verdict.backend != "mlx") {
+        if !self.prefers_mlx(&checkpoint) {
             return Ok(None);
         }
-        match self.open_mlx(change) {
+        match self.open_mlx(space, change) {
             Ok(opened) => {
                 // Says that it was found best, and where.
                 self.backend_for(&checkpoint);
@@ -108,19 +119,41 @@ impl Common {
         }
     }
 
-    /// MLX's engine, with what `change` makes of its options.
-    pub fn open_mlx(&self, change: impl FnOnce(&mut MlxOptions)) -> Result<OpenedMlx> {
+    /// Whether MLX is to compute for this model: it was asked for, or `gossamer compare` found it best.
+    pub fn prefers_mlx(&self, checkpoint: &Checkpoint) -> bool {
+        let verdict = self.verdict(checkpoint);
+        self.is_mlx() || verdict.is_some_and(|verdict| verdict.backend == "mlx")
+    }
+
+    /// MLX's engine, with room for `space` as far as memory goes, and with what `change` makes of its options.
+    pub fn open_mlx(
+        &self,
+        space: Space,
+        change: impl FnOnce(&mut MlxOptions),
+    ) -> Result<OpenedMlx> {
         let started = Instant::now();
         let checkpoint = self.open_folder()?;
-        let python = mlx::find(self.mlx_python.as_deref())?;
         let config = checkpoint.config()?;
+        let (python, needs, room) = self.plan_mlx(&checkpoint, &config, space)?;
         let tokenizer = Arc::new(checkpoint.tokenizer()?);
         let mut options = MlxOptions::new(python, checkpoint.path().to_path_buf());
         options.rope_upstream = self.rope_compat;
-        options.context = self.mlx_context(&checkpoint, &config)?;
         options.padding = tokenizer.padding_ids().to_vec();
+        let context = room.context;
+        if let Some(memory) = &room.bounded_by {
+            tell!(
+                "context: {context} of the model's {} tokens, for {memory}",
+                config.context
+            );
+        }
+        options.context = context;
+        options.kv_tokens = room.kv_tokens();
+        (options.slots, options.cache_bytes) = (space.slots, space.cache_bytes);
+        options.memory = room.footprint.bytes() - room.footprint.process;
+        options.pool_bytes = needs.pool_bytes();
+        let kv_bytes = (needs.token_bytes(), needs.window_bytes());
+        let pieces = needs.pieces();
         change(&mut options);
-        let context = options.context;
         let spinner = super::model::loading(checkpoint.file_bytes());
         let engine = MlxEngine::start(&config, options);
         spinner.finish_and_clear();
@@ -140,6 +173,9 @@ impl Common {
             engine,
             tokenizer,
             checkpoint,
+            room,
+            kv_bytes,
+            pieces,
             load_time,
         })
     }
@@ -152,7 +188,7 @@ impl Common {
         piece: usize,
     ) -> Result<Box<dyn Scorer>> {
         if self.is_mlx() {
-            is_folder(checkpoint)?;
+            folder(checkpoint)?;
             let python = mlx::find(self.mlx_python.as_deref())?;
             let config = checkpoint.config()?;
             let scorer = MlxScorer::start(&python, checkpoint.path(), self.rope_compat, &config)?;
@@ -182,54 +218,41 @@ impl Common {
             return Err(Usage(text.into()).into());
         }
         let checkpoint = self.open_checkpoint()?;
-        is_folder(&checkpoint)?;
+        folder(&checkpoint)?;
         Ok(checkpoint)
     }
 
-    /// Most tokens of a sequence: asked for, or what memory has room for beside the weights. A GPU with memory
-    /// of its own bounds itself.
-    fn mlx_context(&self, checkpoint: &Checkpoint, config: &Config) -> Result<usize> {
-        let most = config.context;
+    /// The Python that MLX runs in, what a model takes there, and the room there is.
+    ///
+    /// # Errors
+    /// Where MLX can't be had, or the model doesn't fit.
+    pub fn plan_mlx<'a>(
+        &self,
+        checkpoint: &'a Checkpoint,
+        config: &'a Config,
+        space: Space,
+    ) -> Result<(PathBuf, Needs<'a>, Room)> {
+        let python = mlx::find(self.mlx_python.as_deref())?;
+        let needs = Needs::new(folder(checkpoint)?, config, mlx::device(&python)?);
+        let room = self.mlx_room(&needs, &needs.memory(), space)?;
+        Ok((python, needs, room))
+    }
+
+    /// The room in `memory` for what a model takes with MLX.
+    pub fn mlx_room(&self, needs: &Needs, memory: &Memory, space: Space) -> Result<Room> {
+        let most = needs.config().context;
         if let Some(asked) = self.ctx_size.filter(|&asked| asked > most) {
             let text = format!("--ctx-size {asked}: this model's context is {most} tokens");
             return Err(Usage(text).into());
         }
-        let own_memory = Path::new("/proc/driver/nvidia/version").exists();
-        let memory = Memory {
-            name: "this machine's memory".into(),
-            free: machine::available_memory().filter(|_| !own_memory),
-        };
-        let block = mlx::token_bytes(config).saturating_mul(KV_BLOCK as u64);
-        let footprint = |limits: &Limits| Footprint {
-            weights: checkpoint.file_bytes(),
-            blocks: (limits.kv_blocks as u64).saturating_mul(block),
-            work: WORKER,
-            ..Footprint::default()
-        };
-        let wanted = Wanted {
-            context: self.ctx_size,
-            spare: false,
-            limits: &|kv: KvRoom| Limits {
-                slots: 1,
-                kv_blocks: kv.context.div_ceil(KV_BLOCK),
-                batch_tokens: 1,
-                snapshots: 0,
-            },
-        };
-        let room = backend::room(&memory, &footprint, most, &wanted)?;
-        if let Some(memory) = &room.bounded_by {
-            tell!(
-                "context: {} of the model's {most} tokens, for {memory}",
-                room.context
-            );
-        }
-        Ok(room.context)
+        needs.room(memory, self.ctx_size, space)
     }
 }
 
-fn is_folder(checkpoint: &Checkpoint) -> Result<()> {
-    if checkpoint.path().is_dir() {
-        return Ok(());
+/// The folder that MLX can run.
+pub fn folder(checkpoint: &Checkpoint) -> Result<&Folder> {
+    if let Checkpoint::Folder(folder) = checkpoint {
+        return Ok(folder);
     }
     bail!(
         "{}: a GGUF file; --backend mlx runs a folder in MLX's form (config.json and *.safetensors), such as \

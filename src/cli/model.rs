@@ -1,8 +1,11 @@
 //! The flags that every command which runs a model shares, and how they become a model.
 
-use super::{Usage, compare::Verdicts};
+use super::{
+    Usage,
+    compare::{Stored, Verdicts},
+};
 use crate::{
-    backend::{Backend, KV_BLOCK, KvRoom, Limits, Memory, Room, Target, Wanted},
+    backend::{Backend, Footprint, KV_BLOCK, KvRoom, Limits, Memory, Room, Target, Wanted},
     checkpoint::Checkpoint,
     engine::{EngineOptions, NativeEngine},
     gguf::Gguf,
@@ -124,6 +127,8 @@ pub struct Loaded {
     pub file_bytes: u64,
     /// Most tokens of a sequence.
     pub context: usize,
+    /// What was planned for it.
+    pub footprint: Footprint,
     /// It is the model inside this program.
     pub is_demo: bool,
     /// From opening the file to a back end that is ready.
@@ -236,20 +241,25 @@ impl Common {
             checkpoint,
             file_bytes,
             context,
+            footprint: room.footprint,
             is_demo,
             load_time,
         })
     }
 
-    /// The back end to open: where it is left open, what `gossamer compare` found best for this model on this
-    /// machine, if it did.
-    pub fn backend_for(&self, checkpoint: &Checkpoint) -> String {
+    /// What `gossamer compare` found best for this model on this machine, where that is asked for.
+    pub fn verdict(&self, checkpoint: &Checkpoint) -> Option<Stored> {
         let stored = match (&*self.backend, &self.model) {
             ("auto", Some(_)) => Verdicts::open(),
             _ => None,
         };
-        let verdict = stored.and_then(|verdicts| verdicts.get(checkpoint).cloned());
-        match verdict {
+        stored.and_then(|verdicts| verdicts.get(checkpoint).cloned())
+    }
+
+    /// The back end to open: where it is left open, what `gossamer compare` found best for this model on this
+    /// machine, if it did.
+    pub fn backend_for(&self, checkpoint: &Checkpoint) -> String {
+        match self.verdict(checkpoint) {
             Some(verdict) => {
                 tell!(
                     "back end {}, as `gossamer compare` found on this machine ({}; `gossamer compare --forget` forgets it)",
@@ -262,9 +272,28 @@ impl Common {
         }
     }
 
-    /// What computes, and the room there is (said on stderr where memory bounds it). Where `auto` finds a
-    /// GPU that can't run this model, the processor does.
-    pub fn room(
+    /// What computes, and the room there is, said on stderr where memory bounds it.
+    fn room(
+        &self,
+        backend: &str,
+        check: &Check,
+        spare: bool,
+        limits: &dyn Fn(KvRoom, usize) -> Limits,
+    ) -> Result<(Target, Room)> {
+        let (target, room) = self.planned(backend, check, spare, limits)?;
+        if let Some(memory) = &room.bounded_by {
+            tell!(
+                "context: {} of the model's {} tokens, for {memory}",
+                room.context,
+                check.model.config.context
+            );
+        }
+        Ok((target, room))
+    }
+
+    /// What computes, and the room there is. Where `auto` finds a GPU that can't run this model, the processor
+    /// does.
+    pub fn planned(
         &self,
         backend: &str,
         check: &Check,
@@ -287,13 +316,6 @@ impl Common {
             }
             other => other?,
         };
-        if let Some(memory) = &room.bounded_by {
-            tell!(
-                "context: {} of the model's {} tokens, for {memory}",
-                room.context,
-                check.model.config.context
-            );
-        }
         Ok((target, room))
     }
 

@@ -8,12 +8,15 @@ mod measure;
 mod report;
 
 use super::{
+    engine::folder,
     model::{Common, up_to},
     serve::{Space, bytes},
 };
 use crate::{
     backend::{Footprint, KvRoom, Limits, Memory, Room, Target},
+    checkpoint::Checkpoint,
     config::Config,
+    mlx::{self, Device, Needs},
     weights::Check,
 };
 use anyhow::{Context, Result, bail};
@@ -22,6 +25,12 @@ use std::io::Write;
 
 /// Most sequences at once that are counted.
 const MOST_SEQUENCES: usize = 256;
+
+/// What MLX's sums leave out.
+const MLX_COVERS: &str = "not counted: log-probabilities of whole prompts, and what a driver takes; requests that \
+                          would outgrow this wait";
+const UNMEASURED: &str = "never measured on a GPU; not counted: log-probabilities of whole prompts, and what a \
+                          driver takes; requests that would outgrow this wait";
 
 /// What `plan` reads.
 #[derive(clap::Args, Debug)]
@@ -52,6 +61,7 @@ Examples:
   gossamer plan --model gpt-oss-20b --memory 16GB        another machine
   gossamer plan --model gpt-oss-20b --ctx-size 131072 --max-seqs 4
   gossamer plan --model gpt-oss-20b --measure            load it, and see whether that was true
+  gossamer plan --model FOLDER --measure --backend mlx   the same for MLX's process
 
 `serve` and `run` make room by the same sums, and refuse a --ctx-size that can't fit instead of being ended
 by the system. Pages of the model's files are counted, but can be had back: a model larger than memory
@@ -60,13 +70,17 @@ runs, as slowly as the disk. Exit code 1 where nothing fits.";
 /// Plans, and measures where asked to.
 pub fn run(args: Args) -> Result<()> {
     if args.measure {
-        let measured = measure::measure(&args.common, args.space())?;
+        let measured = match args.common.is_mlx() {
+            true => measure::measure_mlx(&args.common, args.space().of_mlx())?,
+            false => measure::measure(&args.common, args.space())?,
+        };
         return print(&measured, args.json);
     }
     let checkpoint = args.common.open_checkpoint()?;
     let check = checkpoint.check()?;
     let targets = match args.common.backend.as_str() {
         "auto" => Target::all(),
+        "mlx" => Vec::new(),
         name => vec![(name.to_owned(), Target::of(name)?)],
     };
     let mut outcomes = Vec::new();
@@ -76,6 +90,9 @@ pub fn run(args: Args) -> Result<()> {
             memory.free = Some(free);
         }
         outcomes.push(args.outcome(name, &target, memory, &check)?);
+    }
+    if args.common.is_mlx() || args.common.backend == "auto" && checkpoint.path().is_dir() {
+        outcomes.push(args.mlx(&checkpoint, &check.model.config)?);
     }
     let report = Report {
         model: check.model.config.name.clone(),
@@ -152,6 +169,7 @@ impl Args {
             memory: memory.name.clone(),
             free: memory.free,
             refused,
+            note: None,
             streams,
             context: room.as_ref().map(|room| room.context),
             sequences_at_once: self.max_seqs,
@@ -159,6 +177,68 @@ impl Args {
             footprint: room.map(|room| room.footprint),
             longest: alone,
             sequences: sequences.collect(),
+        })
+    }
+}
+
+impl Args {
+    /// What the model takes with MLX. Where MLX is not to be had here, as this kind of machine would run it.
+    fn mlx(&self, checkpoint: &Checkpoint, config: &Config) -> Result<Outcome> {
+        let common = &self.common;
+        let found = mlx::find(common.mlx_python.as_deref());
+        let found = found.and_then(|python| mlx::device(&python));
+        let (device, missing) = match found {
+            Ok(device) => (device, None),
+            Err(why) => (
+                Device::expected(),
+                Some(format!("MLX can't be run here: {why:#}")),
+            ),
+        };
+        let note = match (device.gpu, missing) {
+            (_, Some(missing)) => missing,
+            (true, None) => UNMEASURED.to_owned(),
+            (false, None) => MLX_COVERS.to_owned(),
+        };
+        let needs = Needs::new(folder(checkpoint)?, config, device);
+        let mut memory = needs.memory();
+        if let Some(free) = self.memory {
+            memory.free = Some(free);
+        }
+        let space = self.space().of_mlx();
+        let (room, refused) = match common.mlx_room(&needs, &memory, space) {
+            Ok(room) => (Some(room), None),
+            Err(why) if why.chain().any(|e| e.is::<super::Usage>()) => return Err(why),
+            Err(why) => (None, Some(format!("{why:#}"))),
+        };
+        let one = mlx::Space {
+            slots: 1,
+            cache_bytes: 0,
+        };
+        let longest = needs.room(&memory, None, one).ok();
+        let sequences = lengths(config).map(|tokens| {
+            let fits = |&slots: &usize| {
+                let space = mlx::Space { slots, ..space };
+                memory.fits(&needs.footprint(tokens, tokens.saturating_mul(slots), space))
+            };
+            let most = (1..=MOST_SEQUENCES).take_while(fits).last();
+            Sequences {
+                tokens,
+                most: most.unwrap_or(0),
+            }
+        });
+        Ok(Outcome {
+            backend: "mlx".to_owned(),
+            memory: memory.name.clone(),
+            free: memory.free,
+            refused,
+            note: Some(note),
+            streams: false,
+            context: room.as_ref().map(|room| room.context),
+            sequences_at_once: self.max_seqs,
+            kv_tokens: room.as_ref().map(Room::kv_tokens),
+            longest: longest.map(|room| room.context),
+            sequences: sequences.collect(),
+            footprint: room.map(|room| room.footprint),
         })
     }
 }

@@ -36,6 +36,8 @@ pub enum Input {
     Mask(Done),
     /// A question about the worker's memory.
     Memory(mpsc::Sender<Memory>),
+    /// So many tokens of longer prompts count as read.
+    Pretend(usize),
     /// Nothing more.
     Stop,
 }
@@ -66,6 +68,11 @@ pub struct Live {
 impl Live {
     fn is_cancelled(&self) -> bool {
         self.cancel.is_cancelled() || self.client.is_closed()
+    }
+
+    /// Tokens that it may come to in the end.
+    fn longest(&self) -> usize {
+        self.tokens.len() + self.most.min(self.room)
     }
 
     /// What it took, to the end.
@@ -205,6 +212,7 @@ impl Driver {
             },
             Input::Heard(..) | Input::Stop => {}
             Input::Mask(done) => self.take_mask(done),
+            Input::Pretend(tokens) => self.tell(&Ask::Pretend { tokens }, &[]),
             Input::Memory(answer) => {
                 if matches!(self.state, State::Ready) {
                     self.asked_memory.push(answer);
@@ -298,6 +306,8 @@ impl Driver {
             rope: super::rope(options.rope_upstream),
             cache_bytes: options.cache_bytes,
             padding: &options.padding,
+            memory: options.memory,
+            pool_bytes: options.pool_bytes,
         };
         self.tell(&load, &[]);
     }
@@ -335,9 +345,24 @@ impl Driver {
         self.state = State::Down(until, refused);
     }
 
+    /// Whether the memory that was planned holds `next` too. In MLX's cache every row of a batch is as long as
+    /// its longest one.
+    fn has_room_for(&self, next: &Live) -> bool {
+        let live = self.running.values();
+        let longest = live.map(Live::longest).fold(next.longest(), usize::max);
+        let rows = self.running.len() + 1;
+        rows == 1 || rows.saturating_mul(longest) <= self.options.kv_tokens
+    }
+
     /// Hands requests to the worker, in order of arrival.
     fn admit(&mut self, now: Instant) {
         while matches!(self.state, State::Ready) && self.running.len() < self.options.slots {
+            let Some(next) = self.waiting.front() else {
+                return;
+            };
+            if !self.has_room_for(next) {
+                return;
+            }
             let Some(mut live) = self.waiting.pop_front() else {
                 return;
             };
@@ -447,7 +472,11 @@ impl Driver {
             },
             Tell::Pong => {}
             // Nobody asked for these here.
-            Tell::Scores { .. } | Tell::Scored | Tell::Piece { .. } | Tell::Traced => {}
+            Tell::Scores { .. }
+            | Tell::Scored
+            | Tell::Piece { .. }
+            | Tell::Traced
+            | Tell::Device(_) => {}
         }
     }
 

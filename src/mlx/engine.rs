@@ -43,6 +43,13 @@ pub struct MlxOptions {
     pub max_waiting: usize,
     /// Most bytes of prefixes to keep; 0 keeps none.
     pub cache_bytes: u64,
+    /// Tokens of KV cache that there is memory for: the requests that run, each as long as the longest of
+    /// them may become, come to no more (one alone always runs).
+    pub kv_tokens: usize,
+    /// Bytes of arrays beyond which MLX waits for what runs before it takes more; 0: as it likes.
+    pub memory: u64,
+    /// Most bytes of freed memory that MLX keeps for reuse.
+    pub pool_bytes: u64,
     /// Ids that are never sampled.
     pub padding: Vec<u32>,
     /// When a worker counts as hung.
@@ -60,6 +67,9 @@ impl MlxOptions {
             slots: 16,
             max_waiting: 256,
             cache_bytes: 1 << 30,
+            kv_tokens: usize::MAX,
+            memory: 0,
+            pool_bytes: super::POOL,
             padding: Vec::new(),
             patience: Patience::default(),
         }
@@ -152,6 +162,12 @@ impl MlxEngine {
         let (sender, answer) = mpsc::channel();
         self.inbox.send(Input::Memory(sender)).ok()?;
         answer.recv_timeout(ANSWER).ok()
+    }
+
+    /// From now on so many tokens of every longer prompt count as read, without being: shows what they
+    /// take of memory. Answers mean nothing then.
+    pub fn pretend(&self, tokens: usize) {
+        let _ = self.inbox.send(Input::Pretend(tokens));
     }
 
     /// The worker's process id, while there is one.

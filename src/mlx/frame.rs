@@ -30,6 +30,10 @@ pub enum Ask<'a> {
         cache_bytes: u64,
         /// Ids that are never sampled.
         padding: &'a [u32],
+        /// Bytes of arrays beyond which MLX waits for what runs before it takes more; 0: as it likes.
+        memory: u64,
+        /// Most bytes of freed memory that it keeps for reuse.
+        pool_bytes: u64,
     },
     /// Continue the prompt in the blob.
     Generate {
@@ -54,6 +58,8 @@ pub enum Ask<'a> {
     Trace,
     /// Memory.
     Stats,
+    /// So many tokens of every longer prompt count as read, from now on: keys and values are zeros.
+    Pretend { tokens: usize },
     /// Are you there?
     Ping,
     /// End.
@@ -109,6 +115,8 @@ impl<'a> Choice<'a> {
 pub enum Tell {
     /// The first message.
     Hello(Hello),
+    /// What a Python with MLX computes on: all that it says.
+    Device(Device),
     /// The model is there.
     Loaded {
         vocab: usize,
@@ -183,6 +191,35 @@ pub struct Hello {
     pub device: String,
     /// It is a GPU.
     pub gpu: bool,
+    /// Bytes that the process holds before it has a model.
+    #[serde(default)]
+    pub resident: u64,
+}
+
+/// What MLX computes on.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct Device {
+    /// Its name.
+    pub name: String,
+    /// It is a GPU.
+    pub gpu: bool,
+    /// It is Apple's.
+    pub metal: bool,
+    /// Bytes that a GPU lets a model have, where it tells.
+    pub free: Option<u64>,
+}
+
+impl Device {
+    /// What this kind of machine computes on, where nobody can be asked.
+    pub fn expected() -> Device {
+        let metal = cfg!(all(target_os = "macos", target_arch = "aarch64"));
+        Device {
+            name: if metal { "Apple's GPU" } else { "cpu" }.to_owned(),
+            gpu: metal,
+            metal,
+            free: None,
+        }
+    }
 }
 
 /// One chosen token.

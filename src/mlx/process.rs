@@ -18,9 +18,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The worker, module by module; the last one is the program. It is told to Python over the pipe: no file of
-/// ours that could be old or changed.
-const MODULES: [(&str, &str); 5] = [
+/// The worker, module by module; `worker` and `device` are programs. They are told to Python over the pipe: no file
+/// of ours that could be old or changed.
+const MODULES: [(&str, &str); 7] = [
     ("pipe", include_str!("../../python/mlx_worker/pipe.py")),
     (
         "prefixes",
@@ -30,11 +30,16 @@ const MODULES: [(&str, &str); 5] = [
         "sampling",
         include_str!("../../python/mlx_worker/sampling.py"),
     ),
+    (
+        "hardware",
+        include_str!("../../python/mlx_worker/hardware.py"),
+    ),
+    ("device", include_str!("../../python/mlx_worker/device.py")),
     ("model", include_str!("../../python/mlx_worker/model.py")),
     ("worker", include_str!("../../python/mlx_worker/worker.py")),
 ];
-/// Reads the modules and becomes the last one; the others are imported by name. The second argument is its
-/// name in `ps`.
+/// Reads the modules and becomes the one that the second argument names; the others are imported by name. The
+/// third is its name in `ps`.
 const BOOT: &str = "\
 import sys, json
 from importlib import abc, util
@@ -45,7 +50,7 @@ class Told(abc.MetaPathFinder, abc.InspectLoader):
     def get_source(self, name):
         return texts[name]
 sys.meta_path.insert(0, Told())
-import worker";
+__import__(sys.argv[2])";
 /// Its name in `ps`.
 const NAME: &str = "gossamer-mlx-worker";
 /// What the leash does, and its name in `ps`.
@@ -78,11 +83,20 @@ impl Process {
     ///
     /// # Errors
     /// When `python` can't be started.
-    pub fn start(python: &Path, mut hear: impl FnMut(Heard) + Send + 'static) -> Result<Process> {
+    pub fn start(python: &Path, hear: impl FnMut(Heard) + Send + 'static) -> Result<Process> {
+        Process::start_as("worker", python, hear)
+    }
+
+    /// As [`Process::start`], for the program of that name.
+    pub fn start_as(
+        program: &str,
+        python: &Path,
+        mut hear: impl FnMut(Heard) + Send + 'static,
+    ) -> Result<Process> {
         let mut command = Command::new(python);
         // Isolated: nothing from the folder it is started in, nor from PYTHON* variables.
         let modules = serde_json::to_vec(&MODULES)?;
-        command.args(["-I", "-c", BOOT, &modules.len().to_string(), NAME]);
+        command.args(["-I", "-c", BOOT, &modules.len().to_string(), program, NAME]);
         command.stdin(Stdio::piped());
         command.stdout(Stdio::piped());
         command.stderr(Stdio::piped());

@@ -2,7 +2,7 @@
 
 use super::{
     describe,
-    frame::{self, Ask, Frame, Hello, Memory, Tell},
+    frame::{self, Ask, Device, Frame, Hello, Memory, Tell},
     process::{Heard, Process},
     watch::Patience,
 };
@@ -41,12 +41,14 @@ impl MlxScorer {
         rope_upstream: bool,
         config: &Config,
     ) -> Result<MlxScorer> {
-        let (mut process, heard) = open(python)?;
+        let (mut process, heard) = open("worker", python)?;
         let load = Ask::Load {
             path: folder,
             rope: super::rope(rope_upstream),
             cache_bytes: 0,
             padding: &[],
+            memory: 0,
+            pool_bytes: super::POOL,
         };
         process.tell(&load, &[]);
         let mut scorer = MlxScorer {
@@ -161,22 +163,39 @@ pub fn hello(python: &Path) -> Result<Hello> {
 
 /// The same with so much patience.
 pub(super) fn hello_within(python: &Path, patience: Patience) -> Result<Hello> {
-    let (mut process, heard) = open(python)?;
+    let (mut process, heard) = open("worker", python)?;
     process.tell(&Ask::Shutdown, &[]);
-    let mut nobody = MlxScorer {
+    nobody(process, heard, patience).greet()
+}
+
+/// What MLX in the Python `python` computes on. Takes a fraction of a second: mlx-lm is not looked for.
+///
+/// # Errors
+/// When Python or MLX can't be had.
+pub fn device(python: &Path) -> Result<Device> {
+    let (process, heard) = open("device", python)?;
+    let mut nobody = nobody(process, heard, Patience::default());
+    match nobody.next(nobody.patience.hello)?.tell {
+        Tell::Device(device) => Ok(device),
+        other => Err(out_of_turn(&other)),
+    }
+}
+
+/// A worker without a model.
+fn nobody(process: Process, heard: mpsc::Receiver<Heard>, patience: Patience) -> MlxScorer {
+    MlxScorer {
         process,
         heard,
         hello: Hello::default(),
         vocab: 0,
         context: 0,
         patience,
-    };
-    nobody.greet()
+    }
 }
 
-fn open(python: &Path) -> Result<(Process, mpsc::Receiver<Heard>)> {
+fn open(program: &str, python: &Path) -> Result<(Process, mpsc::Receiver<Heard>)> {
     let (sender, heard) = mpsc::channel();
-    let process = Process::start(python, move |frame| {
+    let process = Process::start_as(program, python, move |frame| {
         let _ = sender.send(frame);
     })?;
     Ok((process, heard))

@@ -22,6 +22,7 @@ use crate::{
 };
 use layout::Tensor;
 use memmap2::Mmap;
+use safetensors::Dtype;
 use settings::Settings;
 use source::{Part, Source, Stride};
 use std::{
@@ -83,6 +84,24 @@ impl Folder {
     /// The files that hold weights, mapped.
     pub fn files(&self) -> &[(PathBuf, Arc<Mmap>)] {
         &self.files
+    }
+
+    /// Bytes of all weights where floats take `float` bytes each (`None`: as many as in the files) and integers
+    /// what they take there.
+    pub fn bytes_with(&self, float: Option<u64>) -> u64 {
+        let parts = self.sources.iter().flat_map(|t| t.source.parts());
+        // Rows of two tensors may take turns in one part.
+        let parts: HashMap<_, _> = parts.map(|p| ((p.file, p.range.start), p)).collect();
+        let held = parts.values().map(|part| {
+            let bytes = part.range.len() as u64;
+            let own = match part.dtype {
+                Dtype::BF16 | Dtype::F16 => 2,
+                Dtype::F32 => 4,
+                _ => return bytes,
+            };
+            bytes / own * float.unwrap_or(own)
+        });
+        held.sum()
     }
 
     /// Every tensor with its name in the folder and its form there, such as `affine8/64`.

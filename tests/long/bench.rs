@@ -87,6 +87,16 @@ fn the_demo_model_is_measured_and_remembers() {
             ["met", "missed", "not run"].contains(&target["verdict"].as_str().expect("a word"))
         );
     }
+    // The memory is timed before, after each depth, and at the end; the best is the limit.
+    let timed = records(&found, "bandwidth");
+    let after: Vec<&str> = timed.iter().filter_map(|r| r["after"].as_str()).collect();
+    assert_eq!(after, ["depth 512", "depth 2048", "all"]);
+    let load = number(records(&found, "load")[0], "bandwidth");
+    let best = timed
+        .iter()
+        .map(|r| number(r, "bandwidth"))
+        .fold(load, f64::max);
+    assert_eq!(number(&found["roofline"][0], "bandwidth_bytes_per_s"), best);
     let page = fs::read_to_string(output.with_extension("html")).expect("the page");
     for part in [
         "<svg",

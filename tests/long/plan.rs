@@ -2,6 +2,7 @@
 
 use super::{err, gossamer, json, synth};
 use serde_json::Value;
+use std::io::{Read, Seek, SeekFrom, Write};
 
 fn number(value: &Value, path: &str) -> f64 {
     let found = value.pointer(path).and_then(Value::as_f64);
@@ -97,6 +98,72 @@ fn what_cannot_fit_is_refused_before_anything_is_loaded() {
     let wrong = on(&["plan", "--ctx-size", "131073"]);
     assert_eq!(wrong.status.code(), Some(2), "{}", err(&wrong));
     std::fs::remove_file(&model).expect("removed");
+}
+
+#[test]
+fn run_and_serve_refuse_what_cannot_fit() {
+    // The longest context that a model may have, with 200 full-attention layers: terabytes of keys and values.
+    let path = synth(
+        "deep.gguf",
+        &[
+            "--preset",
+            "20b",
+            "--layers",
+            "400",
+            "--experts",
+            "4",
+            "--vocab",
+            "demo",
+            "--sparse",
+        ],
+    );
+    let mut file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .expect("opens");
+    let mut head = vec![0; 1 << 16];
+    file.read_exact(&mut head).expect("a header");
+    let key = b"gpt-oss.context_length";
+    let at = head
+        .windows(key.len())
+        .position(|bytes| bytes == key)
+        .expect("the key");
+    // After the name its type, then the number.
+    file.seek(SeekFrom::Start((at + key.len() + 4) as u64))
+        .expect("seeks");
+    file.write_all(&(1u32 << 24).to_le_bytes())
+        .expect("written");
+    drop(file);
+    let model = path.to_str().expect("a name");
+    for command in [&["run", "hi"][..], &["serve", "--port", "0"]] {
+        let flags = [
+            "--model",
+            model,
+            "--backend",
+            "cpu",
+            "--ctx-size",
+            "16777216",
+        ];
+        let output = gossamer(&[command, &flags].concat());
+        let said = err(&output);
+        assert_eq!(output.status.code(), Some(1), "{command:?}: {said}");
+        assert!(
+            said.contains("for 16777216 tokens of context") && said.contains("are free"),
+            "{command:?}: {said}"
+        );
+        let fits = said
+            .split("--ctx-size ")
+            .nth(1)
+            .and_then(|rest| rest.split(' ').next());
+        let fits: usize = fits
+            .and_then(|n| n.parse().ok())
+            .unwrap_or_else(|| panic!("{said}"));
+        assert!((4096..16_777_216).contains(&fits), "{said}");
+        // No weight was read, no port was bound.
+        assert!(!said.contains("listening"), "{said}");
+    }
+    std::fs::remove_file(model).expect("removed");
 }
 
 #[cfg(target_os = "linux")]

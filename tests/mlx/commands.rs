@@ -4,7 +4,7 @@ use super::{Demo, common};
 use serde_json::Value;
 use std::process::{Command, Output, Stdio};
 
-fn gossamer(args: &[&str], flags: &[String]) -> Output {
+pub fn gossamer(args: &[&str], flags: &[String]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_gossamer"))
         .args(args)
         .args(flags)
@@ -14,7 +14,7 @@ fn gossamer(args: &[&str], flags: &[String]) -> Output {
 }
 
 /// What it printed, if it went well.
-fn said(args: &[&str], flags: &[String]) -> String {
+pub fn said(args: &[&str], flags: &[String]) -> String {
     let output = gossamer(args, flags);
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{args:?}: {error}");

@@ -10,6 +10,7 @@ mod commands;
 mod heldout;
 #[cfg(target_os = "linux")]
 mod kill;
+mod plan;
 #[cfg(unix)]
 mod setup;
 

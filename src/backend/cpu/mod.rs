@@ -59,6 +59,7 @@ pub(super) fn footprint(check: &Check, threads: usize, limits: &Limits) -> Footp
         windows: windows(limits.slots),
         snapshots: windows(limits.snapshots),
         work: work as u64,
+        ..Footprint::default()
     }
 }
 

@@ -17,5 +17,6 @@ pub fn footprint(model: &Model, limits: &Limits) -> Footprint {
         windows: windows(limits.slots),
         snapshots: windows(limits.snapshots),
         work: super::work_bytes(config, limits),
+        ..Footprint::default()
     }
 }

@@ -5,11 +5,15 @@
 
 use super::{Args, Work, report::mean_and_deviation};
 use crate::{
-    cli::{engine::OpenedMlx, model::Common},
+    cli::{
+        engine::{OpenedMlx, PREFIXES},
+        model::Common,
+    },
     engine::Engine,
     hub::human,
     machine,
     measure::{self, Timing},
+    mlx::Space,
     tokenizer::{TokenKind, Tokenizer},
 };
 use anyhow::{Context, Result, ensure};
@@ -31,7 +35,13 @@ struct Test {
 /// Measures MLX and reports.
 pub fn run(args: &Args, common: &Common) -> Result<()> {
     let most_streams = args.streams.iter().max().copied().unwrap_or(1);
-    let opened = common.open_mlx(|options| options.slots = most_streams)?;
+    let opened = common.open_mlx(
+        Space {
+            slots: most_streams,
+            cache_bytes: PREFIXES,
+        },
+        |_| {},
+    )?;
     let seed = common.seed.unwrap_or(1);
     let mut bench = Bench {
         draw: random_ids(&opened.tokenizer, opened.engine.info().vocab, seed),

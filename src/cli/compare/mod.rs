@@ -18,7 +18,7 @@ mod verdict;
 mod wire;
 
 pub use child::run as run_side;
-pub(super) use stored::Verdicts;
+pub(super) use stored::{Stored, Verdicts};
 
 use super::{
     Usage,
@@ -32,7 +32,7 @@ use kept::{Kept, Key};
 use side::Side;
 use stages::{Stages, TraceFound};
 use std::{io::Write, path::PathBuf};
-use stored::Stored;
+
 use verdict::{Prefer, Verdict, Winner};
 use wire::{Say, Task};
 

@@ -7,7 +7,7 @@ use super::{
     needle::needle,
     open::Subject,
     pace::{Budget, Pace},
-    record::{Depth, Recall, Record, Records, Streams, Turn},
+    record::{Bandwidth, Depth, Recall, Record, Records, Streams, Turn},
 };
 use crate::{
     harmony::{Channel, Conversation, Parser},
@@ -85,6 +85,7 @@ pub fn run(
     for step in steps(subject, lengths) {
         let name = course.name(step);
         if course.records.has(&name) {
+            course.time_memory(step)?;
             continue;
         }
         let needs_s = course.cost(step);
@@ -104,7 +105,9 @@ pub fn run(
         ));
         let record = course.measure(step, budget)?;
         course.records.push(record)?;
+        course.time_memory(step)?;
     }
+    course.time_memory_after("all")?;
     for &length in lengths.iter().filter(|&&length| !fits(subject, length)) {
         course.left_out.push(LeftOut {
             what: course.name(Step::Depth(length)),
@@ -197,6 +200,31 @@ impl Course<'_> {
                 self.pace.decoded(1.0 / last.max(1e-3));
             }
         }
+    }
+
+    /// The memory's speed after a depth.
+    fn time_memory(&mut self, step: Step) -> Result<()> {
+        match step {
+            Step::Depth(length) => self.time_memory_after(&format!("depth {length}")),
+            _ => Ok(()),
+        }
+    }
+
+    /// The memory's speed, unless that is known; it drifts, and the best is the machine's.
+    fn time_memory_after(&mut self, what: &str) -> Result<()> {
+        let mut record = Bandwidth {
+            backend: self.subject.load.backend.clone(),
+            after: what.to_owned(),
+            bandwidth: 0.0,
+        };
+        if self.records.has(&Record::Bandwidth(record.clone()).name()) {
+            return Ok(());
+        }
+        if let Some(found) = self.subject.bandwidth()? {
+            record.bandwidth = found;
+            self.records.push(Record::Bandwidth(record))?;
+        }
+        Ok(())
     }
 
     /// Touches all weights and fills all buffers once; the first guess of its pace.

@@ -2,13 +2,14 @@
 
 use super::{limit::Reads, record::Load};
 use crate::{
-    backend::{Footprint, KV_BLOCK, KvRoom, Limits, Target, kv_block_bytes, snapshot_bytes},
+    backend::{KV_BLOCK, KvRoom, Limits, Target, kv_block_bytes, snapshot_bytes},
     bandwidth,
-    cli::model::Common,
+    checkpoint::Checkpoint,
+    cli::{engine::PREFIXES, model::Common},
     config::Config,
     engine::{Engine, EngineOptions, NativeEngine},
     machine, measure,
-    mlx::{self, MlxEngine},
+    mlx::{MlxEngine, Space},
     tokenizer::Tokenizer,
 };
 use anyhow::{Context, Result, bail};
@@ -41,10 +42,13 @@ pub struct Subject {
     pub config: Config,
     pub reads: Reads,
     pub load: Load,
-    /// Bytes of keys and values of a position, in all full-attention layers.
-    token_bytes: u64,
+    /// Bytes of keys and values: of a position in all full-attention layers, and of the sliding windows.
+    kv_bytes: (u64, u64),
     /// What it takes, beside this process.
     taken: Taken,
+    /// The model's files, where the processor reads its weights; so many threads measure how fast.
+    files: Option<Checkpoint>,
+    threads: usize,
     /// Numbers of streams that are worth measuring.
     pub streams: Vec<usize>,
 }
@@ -89,9 +93,12 @@ impl Subject {
         let hidden = ProgressBar::hidden();
         let mut backend = target.open(model, common.threads, room.limits, &hidden)?;
         let backend_s = lap(&mut since);
-        let bandwidth = match backend.read_bandwidth()? {
-            Some(speed) => speed,
-            None => processor_bandwidth(common.threads, &checkpoint)?,
+        let (bandwidth, files) = match backend.read_bandwidth()? {
+            Some(speed) => (speed, None),
+            None => (
+                processor_bandwidth(common.threads, &checkpoint)?,
+                Some(checkpoint),
+            ),
         };
         let options = EngineOptions {
             context: room.context,
@@ -121,11 +128,13 @@ impl Subject {
         Ok(Subject {
             engine: Arc::new(engine),
             tokenizer,
-            token_bytes: per_token(&config),
+            kv_bytes: (per_token(&config), snapshot_bytes(&config)),
             config,
             reads,
             load,
             taken,
+            files,
+            threads: common.threads,
             streams,
         })
     }
@@ -135,7 +144,13 @@ impl Subject {
         let started = Instant::now();
         let streams = vec![2, 4, 8];
         let slots = streams.iter().max().copied().unwrap_or(1);
-        let opened = common.open_mlx(|options| options.slots = slots)?;
+        let opened = common.open_mlx(
+            Space {
+                slots,
+                cache_bytes: PREFIXES,
+            },
+            |_| {},
+        )?;
         let check = opened.checkpoint.check()?;
         let engine = Arc::new(opened.engine);
         let backend_s = started.elapsed().as_secs_f64();
@@ -154,21 +169,18 @@ impl Subject {
             first_token_s: first.as_secs_f64(),
             bandwidth,
             context,
-            footprint: Footprint {
-                weights: opened.checkpoint.file_bytes(),
-                blocks: context as u64 * mlx::token_bytes(&config),
-                windows: slots as u64 * snapshot_bytes(&config),
-                ..Footprint::default()
-            },
+            footprint: opened.room.footprint,
         };
         Ok(Subject {
             engine: engine.clone(),
             tokenizer: opened.tokenizer,
-            token_bytes: mlx::token_bytes(&config),
+            kv_bytes: opened.kv_bytes,
             config,
             reads,
             load,
             taken: Taken::Worker(engine),
+            files: Some(opened.checkpoint),
+            threads: common.threads,
             streams,
         })
     }
@@ -182,12 +194,19 @@ impl Subject {
         }
     }
 
+    /// Bytes a second that the machine's memory reads at now. A GPU's belongs to its engine, which was asked at
+    /// the start: its clock does not drift as a shared machine does.
+    pub fn bandwidth(&self) -> Result<Option<f64>> {
+        let files = self.files.as_ref();
+        files
+            .map(|files| processor_bandwidth(self.threads, files))
+            .transpose()
+    }
+
     /// Bytes of keys and values of a sequence of so many tokens.
     pub fn kv_bytes(&self, tokens: usize) -> u64 {
-        let blocks = tokens.next_multiple_of(KV_BLOCK) as u64 * self.token_bytes;
-        // Windows are kept in the same precision.
-        let native = per_token(&self.config);
-        blocks + snapshot_bytes(&self.config) * self.token_bytes / native
+        let (token, windows) = self.kv_bytes;
+        tokens.next_multiple_of(KV_BLOCK) as u64 * token + windows
     }
 }
 
@@ -198,7 +217,7 @@ fn per_token(config: &Config) -> u64 {
 
 /// Bytes a second that the machine reads: from memory of its own, and from the model's mapping if that is
 /// large; the best counts.
-fn processor_bandwidth(threads: usize, checkpoint: &crate::checkpoint::Checkpoint) -> Result<f64> {
+fn processor_bandwidth(threads: usize, checkpoint: &Checkpoint) -> Result<f64> {
     let threads = match threads {
         0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
         n => n,

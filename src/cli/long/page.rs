@@ -111,11 +111,12 @@ fn speed(page: &mut Page, outcome: &Outcome) {
     page.table(&table);
     for load in outcome.loads() {
         page.note(&format!(
-            "{}: {}; its memory was measured to read at {:.1} GB/s. The share is that of the best run; beyond 100 % \
-             the bandwidth moved between its measurement and the decoding.",
+            "{}: {}; its memory was measured to read at up to {:.1} GB/s, before, between and after the depths. \
+             The share is that of the best run; beyond 100 % the bandwidth moved between its measurements and \
+             the decoding.",
             load.backend,
             load.engine,
-            load.bandwidth / 1e9
+            outcome.bandwidth(load) / 1e9
         ));
     }
 }
@@ -213,7 +214,7 @@ fn streams(page: &mut Page, outcome: &Outcome) {
         let load = outcome.loads().find(|load| load.backend == r.backend);
         let reads = outcome.reads.iter().find(|(name, _)| *name == r.backend);
         let limit = load.zip(reads).map(|(load, (_, reads))| {
-            r.streams as f64 * load.bandwidth / reads.step(r.streams, r.depth)
+            r.streams as f64 * outcome.bandwidth(load) / reads.step(r.streams, r.depth)
         });
         let limit = limit.unwrap_or(f64::NAN);
         labels.push(format!("{}, {}", r.backend, r.streams));

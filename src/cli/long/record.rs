@@ -31,6 +31,7 @@ pub enum Record {
     Turn(Turn),
     Recall(Recall),
     Streams(Streams),
+    Bandwidth(Bandwidth),
 }
 
 /// From nothing to the first token.
@@ -48,7 +49,7 @@ pub struct Load {
     pub backend_s: f64,
     /// A prompt of one token, on an engine that has run nothing.
     pub first_token_s: f64,
-    /// Bytes a second that the memory which holds the weights reads at.
+    /// Bytes a second that the memory which holds the weights reads at, measured before anything else.
     pub bandwidth: f64,
     /// Most tokens of a sequence.
     pub context: usize,
@@ -122,6 +123,15 @@ pub struct Streams {
     pub gap_p95_s: f64,
 }
 
+/// The memory's speed once more, after the step of that name: a machine's drifts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Bandwidth {
+    pub backend: String,
+    pub after: String,
+    /// Bytes a second.
+    pub bandwidth: f64,
+}
+
 impl Record {
     /// What it is a measurement of.
     pub fn name(&self) -> String {
@@ -131,6 +141,7 @@ impl Record {
             Record::Turn(r) => format!("{} turn {}", r.backend, r.length),
             Record::Recall(r) => format!("{} recall {} {}", r.backend, r.length, r.place),
             Record::Streams(r) => format!("{} streams {}", r.backend, r.streams),
+            Record::Bandwidth(r) => format!("{} bandwidth after {}", r.backend, r.after),
         }
     }
 }

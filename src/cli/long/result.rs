@@ -72,6 +72,16 @@ impl Outcome {
         })
     }
 
+    /// The best that a back end's memory was found to read at, in bytes a second: before all steps, between
+    /// them, and at the end.
+    pub fn bandwidth(&self, load: &Load) -> f64 {
+        let again = self.records.iter().filter_map(|record| match record {
+            Record::Bandwidth(again) if again.backend == load.backend => Some(again.bandwidth),
+            _ => None,
+        });
+        again.fold(load.bandwidth, f64::max)
+    }
+
     /// A back end's depths, in order.
     pub fn depths<'a>(&'a self, backend: &'a str) -> impl Iterator<Item = &'a Depth> {
         let mut depths: Vec<&Depth> = self
@@ -93,12 +103,13 @@ impl Outcome {
         let (Some(load), Some((_, reads))) = (load, reads) else {
             return Vec::new();
         };
+        let bandwidth = self.bandwidth(load);
         let depths = self.depths(backend).map(|depth| {
             let bytes = reads.step(1, depth.tokens);
             Roofline {
                 length: depth.length,
                 bytes,
-                limit: load.bandwidth / bytes,
+                limit: bandwidth / bytes,
                 found: depth.decode_tok_s.iter().copied().fold(0.0, f64::max),
             }
         });
@@ -156,7 +167,7 @@ impl Outcome {
             });
             json!({
                 "backend": load.backend,
-                "bandwidth_bytes_per_s": load.bandwidth,
+                "bandwidth_bytes_per_s": self.bandwidth(load),
                 "depths": depths.collect::<Vec<_>>(),
             })
         });
@@ -224,7 +235,7 @@ impl Outcome {
                 "{}: {}; memory reads at {:.1} GB/s",
                 load.backend,
                 load.engine,
-                load.bandwidth / 1e9
+                self.bandwidth(load) / 1e9
             ));
             lines.push(format!(
                 "loaded in {:.2} s (open {:.2}, tokenizer {:.2}, weights {:.2}, back end {:.2}), first token after {:.2} s more",
@@ -291,7 +302,7 @@ impl Depth {
 /// A line for what is in no table.
 fn told(record: &Record) -> Option<String> {
     match record {
-        Record::Load(_) | Record::Depth(_) => None,
+        Record::Load(_) | Record::Depth(_) | Record::Bandwidth(_) => None,
         Record::Turn(r) => Some(format!(
             "{}: a turn after {} tokens that are not cached: first token after {:.2} s",
             r.backend, r.length, r.first_token_s

@@ -8,10 +8,12 @@ use crate::{
         model::{Common, Loaded},
         serve::Space,
     },
+    engine::{Engine as _, Event, Events},
     hub::human,
     machine::{self, Resident},
+    measure, mlx,
 };
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use std::hint::black_box;
 
@@ -19,6 +21,10 @@ use std::hint::black_box;
 const PAGE: usize = 4096;
 /// Pages of the program that are first touched when it runs a model, and what its heap keeps.
 const RUNNING: u64 = 4 << 20;
+
+/// The fewest tokens whose keys and values MLX keeps, and most beginnings that are made to be kept.
+const KEPT: usize = 32;
+const MOST_KEPT: u64 = 1000;
 
 /// Predicted beside measured, in bytes.
 #[derive(Serialize)]
@@ -33,12 +39,15 @@ pub struct Measured {
     pub program: u64,
     /// `footprint` and `program`.
     pub predicted: u64,
-    /// What the process holds, or what was taken of the GPU's memory.
+    /// What the process holds, or what was taken of the GPU's memory; of MLX its arrays at most, what it keeps for
+    /// reuse, and its process without them.
     pub measured: u64,
     /// By kind, on the processor.
     pub resident: Option<Resident>,
     /// The most that the process held at once.
     pub peak: Option<u64>,
+    /// The most that MLX's arrays took at once, by its own count.
+    pub mlx_peak: Option<u64>,
     /// `measured` over `predicted`, less 1.
     pub off: f64,
 }
@@ -90,6 +99,83 @@ pub fn measure(common: &Common, space: Space) -> Result<Measured> {
         measured,
         resident,
         peak: machine::peak_memory(),
+        mlx_peak: None,
+        off: measured as f64 / predicted as f64 - 1.0,
+    })
+}
+
+/// Starts MLX's process as `serve` would, fills its caches (with zeros, but for the last piece of a prompt, which
+/// is computed), lets all sequences decode at once, and asks what that took at most.
+pub fn measure_mlx(common: &Common, space: mlx::Space) -> Result<Measured> {
+    let opened = common.open_mlx(space, |_| {})?;
+    let (engine, room) = (&opened.engine, &opened.room);
+    let info = engine.info();
+    let hello = engine.hello();
+    let vocab = info.vocab;
+    let ids = |first: usize, n: usize| -> Vec<u32> {
+        let at = |i: usize| if i == 0 { first } else { i * 97 };
+        (0..n).map(|i| (at(i) % vocab) as u32).collect()
+    };
+    // Beginnings that are kept, a quarter of their room each.
+    let ((token, windows), (piece, shared_piece)) = (opened.kv_bytes, opened.pieces);
+    let each = (space.cache_bytes / 4).saturating_sub(windows) / token.max(1);
+    let each = each.min(room.context as u64 / 2) as usize;
+    if each > KEPT {
+        let bytes = each as u64 * token + windows;
+        engine.pretend(each - 2);
+        for first in 0..=(space.cache_bytes / bytes).min(MOST_KEPT) as usize {
+            measure::time(engine, measure::request(&ids(first, each), 1, 1))?;
+        }
+    }
+    // One prompt's last piece, where it has the most before it.
+    let steps = (space.slots + 8).min(room.context / 2);
+    let prompt = room.context - steps;
+    ensure!(
+        prompt > 1,
+        "--ctx-size {}: too short to measure",
+        room.context
+    );
+    engine.pretend(prompt.saturating_sub(piece + 1));
+    measure::time(engine, measure::request(&ids(vocab - 1, prompt), 1, 1))?;
+    // All that may run at once, the last one beside the others.
+    engine.pretend(prompt - 1);
+    let own = |slot: usize| {
+        let ids = ids((vocab - 2).saturating_sub(slot), prompt);
+        measure::request(&ids, steps, slot as u64)
+    };
+    let mut others: Vec<Events> = (1..space.slots)
+        .map(|slot| engine.submit(own(slot)))
+        .collect();
+    for events in &mut others {
+        match events.find(|event| !matches!(event, Event::Queued | Event::Prefill { .. })) {
+            Some(Event::Token { .. }) => {}
+            other => bail!("MLX answered with no token: {other:?}"),
+        }
+    }
+    engine.pretend(prompt.saturating_sub(shared_piece + 1));
+    measure::time(engine, own(0))?;
+    others.into_iter().for_each(|events| events.for_each(drop));
+    let memory = engine.memory().context("MLX's process does not answer")?;
+    let process = hello.resident + mlx::RUNNING;
+    let footprint = Footprint {
+        process,
+        ..room.footprint
+    };
+    let predicted = footprint.bytes();
+    // Arrays by MLX's own count, which GPUs have too. Of what is allocated some is never written.
+    let measured = process + memory.peak + memory.pool;
+    Ok(Measured {
+        model: opened.checkpoint.config()?.name,
+        backend: info.backend.clone(),
+        context: room.context,
+        kv_tokens: room.kv_tokens(),
+        footprint,
+        program: 0,
+        predicted,
+        measured,
+        resident: None,
+        peak: Some(memory.peak_resident),
+        mlx_peak: Some(memory.peak),
         off: measured as f64 / predicted as f64 - 1.0,
     })
 }
@@ -176,13 +262,26 @@ impl Print for Measured {
         let measured = human(self.measured);
         lines.push(format!(
             "  {:<34} {measured:>10}{kinds}",
-            "measured, all of it written"
+            match self.mlx_peak {
+                Some(_) => "measured, at most",
+                None => "measured, all of it written",
+            }
         ));
+        if let Some(peak) = self.mlx_peak {
+            lines.push(format!(
+                "  {:<34} {:>10}",
+                "of that arrays, by MLX's count",
+                human(peak)
+            ));
+        }
         lines.push(format!(
             "  {:<34} {:>+9.2}%",
             "measured against predicted",
             self.off * 100.0
         ));
+        if self.mlx_peak.is_some() {
+            lines.push(format!("  {}", super::MLX_COVERS));
+        }
         if let Some(peak) = self.peak {
             lines.push(format!("  {:<34} {:>10}", "most held at once", human(peak)));
         }

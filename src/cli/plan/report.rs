@@ -29,6 +29,8 @@ pub struct Outcome {
     pub free: Option<u64>,
     /// Why it can't run as asked, and what would fit.
     pub refused: Option<String>,
+    /// What to know of the figures.
+    pub note: Option<String>,
     /// The model is larger than memory: its pages come from the disk again and again.
     pub streams: bool,
     /// Tokens of the longest sequence, with so many at once.
@@ -92,6 +94,9 @@ impl Outcome {
                 self.sequences_at_once
             ));
         }
+        if let Some(note) = &self.note {
+            lines.push(format!("  {note}"));
+        }
         if self.streams {
             lines.push(
                 "  the model is larger than this memory: weights will be read from the disk for every token"
@@ -122,7 +127,9 @@ pub fn rows(footprint: &Footprint, kv_tokens: usize, lines: &mut Vec<String>) {
         (format!("KV cache, {kv_tokens} tokens"), footprint.blocks),
         ("sliding windows".into(), footprint.windows),
         ("snapshots of them".into(), footprint.snapshots),
+        ("kept beginnings".into(), footprint.prefixes),
         ("activations and logits".into(), footprint.work),
+        ("MLX's process".into(), footprint.process),
     ];
     for (what, bytes) in kinds.iter().filter(|(_, bytes)| *bytes > 0) {
         lines.push(format!("  {what:<34} {:>10}", human(*bytes)));

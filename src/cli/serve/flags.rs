@@ -62,7 +62,7 @@ pub struct Args {
     )]
     pub max_waiting: usize,
     /// Memory for snapshots of the sliding windows, by which cached prompts are continued: the default
-    /// is enough for some ten conversations of gpt-oss-20b at once
+    /// is enough for some ten conversations of gpt-oss-20b at once. With MLX: for whole beginnings that are kept
     #[arg(long, value_name = "BYTES", default_value = "256MiB", value_parser = bytes, help_heading = "Scheduling")]
     pub cache_bytes: u64,
     /// Compute every prompt from its start

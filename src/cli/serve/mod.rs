@@ -6,15 +6,13 @@ mod layers;
 pub use flags::Args;
 pub(super) use flags::{bytes, some_time};
 
-use super::{
-    Usage, interrupt,
-    model::{BATCH_TOKENS, Common},
-};
+use super::{Usage, interrupt, model::Common};
 use crate::{
-    backend::{KV_BLOCK, KvRoom, Limits, kv_block_bytes, snapshot_bytes},
+    backend::{self, Footprint, KV_BLOCK, KvRoom, Limits, snapshot_bytes},
+    checkpoint::Checkpoint,
     config::Config,
     engine::{EngineOptions, NativeEngine},
-    hub, notice,
+    mlx, notice,
     server::{
         self, App, Listener,
         models::{Facts, Running, Source},
@@ -207,10 +205,12 @@ impl Space {
         (self.cache_bytes / snapshot_bytes(config).max(1)).min(MOST_SNAPSHOTS)
     }
 
-    /// Bytes of all sliding windows: each sequence's, and the snapshots.
-    fn windows(&self, config: &Config) -> u64 {
-        let places = self.snapshots(config).saturating_add(self.seqs as u64);
-        places.saturating_mul(snapshot_bytes(config))
+    /// The same for MLX.
+    pub fn of_mlx(&self) -> mlx::Space {
+        mlx::Space {
+            slots: self.seqs,
+            cache_bytes: self.cache_bytes,
+        }
     }
 
     /// The limits that fit into the room for KV cache, for batches of so many tokens.
@@ -267,23 +267,12 @@ fn source(common: Common, name: Option<String>, room: Room) -> Result<Source> {
         .iter()
         .filter(|model| !Path::new(model).exists());
     aliases.extend(asked.cloned());
-    let context = common
-        .ctx_size
-        .unwrap_or(config.context)
-        .min(config.context);
-    let tokens = usize::MAX;
-    let limits = room
-        .space
-        .limits(&config, KvRoom { context, tokens }, BATCH_TOKENS);
-    let cache = kv_bytes(&limits, &config);
+    let planned = planned(&common, &checkpoint, &config, room)?;
     Ok(Source {
         names,
         aliases,
-        context,
-        bytes: facts
-            .file_bytes
-            .saturating_add(cache)
-            .saturating_add(room.space.windows(&config)),
+        context: planned.context,
+        bytes: planned.footprint.bytes(),
         facts: Facts {
             is_demo: common.model.is_none(),
             ..facts
@@ -292,22 +281,46 @@ fn source(common: Common, name: Option<String>, room: Room) -> Result<Source> {
     })
 }
 
-/// Bytes of the KV cache's blocks.
-fn kv_bytes(limits: &Limits, config: &Config) -> u64 {
-    (limits.kv_blocks as u64).saturating_mul(kv_block_bytes(config))
+/// The room that a model gets, as `gossamer plan` finds it.
+fn planned(
+    common: &Common,
+    checkpoint: &Checkpoint,
+    config: &Config,
+    room: Room,
+) -> Result<backend::Room> {
+    if common.prefers_mlx(checkpoint) {
+        match common.plan_mlx(checkpoint, config, room.space.of_mlx()) {
+            // What was found best is not to be had any more.
+            Err(_) if !common.is_mlx() => {}
+            other => return other.map(|(.., room)| room),
+        }
+    }
+    let backend = match common.verdict(checkpoint) {
+        Some(verdict) if verdict.backend != "mlx" => verdict.backend,
+        _ => common.backend.clone(),
+    };
+    let check = checkpoint.check()?;
+    let limits = |kv: KvRoom, batch: usize| room.space.limits(config, kv, batch);
+    let (_, room) = common.planned(&backend, &check, true, &limits)?;
+    Ok(room)
 }
 
 fn open(common: &Common, config: &Config, room: Room) -> Result<Running> {
-    if let Some(opened) = common.open_mlx_if_wanted(|options| {
-        (options.slots, options.max_waiting) = (room.space.seqs, room.waiting);
-        options.cache_bytes = room.space.cache_bytes;
-    })? {
+    let opened = common.open_mlx_if_wanted(room.space.of_mlx(), |options| {
+        options.max_waiting = room.waiting;
+    })?;
+    if let Some(opened) = opened {
         if room.must_be_deterministic {
             bail!(
                 "--deterministic: MLX gives other bits to a request when others run beside it; the CPU does \
                  not (--backend cpu)"
             );
         }
+        tell_memory(
+            &opened.room.footprint,
+            opened.room.kv_tokens(),
+            opened.room.context,
+        );
         return Ok(Running {
             engine: Arc::new(opened.engine),
             tokenizer: opened.tokenizer,
@@ -321,16 +334,8 @@ fn open(common: &Common, config: &Config, room: Room) -> Result<Running> {
             loaded.backend.describe()
         );
     }
-    let limits = loaded.backend.limits();
-    tracing::info!(
-        "memory: {} of weights; as it is used, up to {} of KV cache ({} tokens; {} a request) and {} \
-         of sliding windows and snapshots",
-        hub::human(loaded.file_bytes),
-        hub::human(kv_bytes(&limits, config)),
-        limits.kv_blocks * KV_BLOCK,
-        loaded.context,
-        hub::human(room.space.windows(config))
-    );
+    let kv_tokens = loaded.backend.limits().kv_blocks * KV_BLOCK;
+    tell_memory(&loaded.footprint, kv_tokens, loaded.context);
     let options = EngineOptions {
         context: loaded.context,
         padding: loaded.tokenizer.padding_ids().to_vec(),
@@ -343,6 +348,12 @@ fn open(common: &Common, config: &Config, room: Room) -> Result<Running> {
         engine: Arc::new(engine),
         tokenizer: loaded.tokenizer,
     })
+}
+
+fn tell_memory(footprint: &Footprint, kv_tokens: usize, context: usize) {
+    tracing::info!(
+        "memory, once all of it is used: {footprint}; {kv_tokens} tokens of KV cache, up to {context} a request"
+    );
 }
 
 /// The model inside this program.
@@ -367,6 +378,7 @@ pub fn demo_source() -> Result<Source> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::model::BATCH_TOKENS;
 
     #[test]
     fn what_bounds_the_context_bounds_all_sequences() -> Result<()> {
@@ -382,9 +394,8 @@ mod tests {
         assert_eq!(tokens(16, 131_072, usize::MAX), 131_072);
         assert_eq!(tokens(64, 131_072, usize::MAX), 64 * 4096);
         assert_eq!(tokens(64, 512, usize::MAX), 64 * 512);
-        // Windows and snapshots, whole ones.
+        // Snapshots, whole ones.
         let one = snapshot_bytes(&config);
-        assert_eq!(room(3, 5 * one + 1).windows(&config), 8 * one);
         assert_eq!(room(3, 5 * one + 1).snapshots(&config), 5);
         Ok(())
     }

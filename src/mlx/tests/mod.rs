@@ -3,6 +3,7 @@
 
 mod answers;
 mod failures;
+mod room;
 mod seam;
 
 use super::*;
