@@ -225,8 +225,10 @@ class Engine:
             # One alone decodes without a mask, in its own cache.
             self.caches = [c.extract(staying[0]) for c in self.caches]
         elif len(staying) < len(self.rows):
+            # Layer by layer here too.
             for c in self.caches:
                 c.filter(mx.array(staying))
+                mx.eval(c.state)
         self.rows = [self.rows[i] for i in staying]
 
     def leave(self, row, reason):

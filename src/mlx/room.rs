@@ -136,8 +136,9 @@ impl<'a> Needs<'a> {
             let experts = times(&[rows, config.experts_used, widest]) * ACTIVATIONS * value;
             scores.saturating_add(experts)
         };
-        // A layer whose rows grow or become more is there twice for a moment.
-        let layer = tokens.saturating_mul(self.position());
+        // A layer whose rows grow or become more is there twice for a moment; of the row that joins there is a copy.
+        let rows = tokens.saturating_add(context as u64);
+        let layer = rows.saturating_mul(self.position());
         let logits = times(&[space.slots, config.vocab]) * LOGITS * 4;
         // Who reads alone takes longer pieces, but leaves the room of the others.
         let others = (kv_tokens.saturating_sub(context) as u64).saturating_mul(self.token_bytes());

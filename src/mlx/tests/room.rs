@@ -46,7 +46,7 @@ fn memory_bounds_the_context_whatever_computes() -> Result<()> {
         );
         let floor = needs.footprint(4096, 4096, space).bytes();
         let mut last = 0;
-        for more in [600 << 20, 800 << 20, 1200 << 20] {
+        for more in [530 << 20, 545 << 20, 560 << 20] {
             let room = needs.room(&memory(floor + more), None, space)?;
             assert!(
                 memory(floor + more).fits(&room.footprint) && room.context > last,
