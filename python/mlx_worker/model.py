@@ -14,17 +14,23 @@ from hardware import is_gpu
 from prefixes import trimmed
 
 
-def released_wavelengths(config):
-    """1 / inverse frequency as the released model means it: YaRN's correction range is not rounded."""
+def wavelengths(config):
+    """1 / inverse frequency, as the native engine has it (`Rope::inv_freq`): what the released model means. YaRN's
+    correction range is rounded only where the file says so."""
     dim, theta, scaling = config["head_dim"], config["rope_theta"], config["rope_scaling"]
     original, factor = scaling["original_max_position_embeddings"], scaling["factor"]
+    kept = theta ** -(np.arange(0, dim, 2) / dim)
+    if factor <= 1:
+        return 1 / kept
 
     def correction(rotations):
         return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
     low, high = correction(scaling.get("beta_fast", 32.0)), correction(scaling.get("beta_slow", 1.0))
-    kept = theta ** -(np.arange(0, dim, 2) / dim)
-    slow = np.clip((np.arange(dim // 2) - low) / (high - low), 0, 1)
+    if scaling.get("truncate"):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    slow = np.clip((np.arange(dim // 2) - low) / max(high - low, 1e-3), 0, 1)
     return 1 / (kept / factor * slow + kept * (1 - slow))
 
 
@@ -62,10 +68,10 @@ def load(path, dtype, rope):
     scaling = config.get("rope_scaling") or {}
     yarn = "yarn" in (scaling.get("rope_type"), scaling.get("type"))
     # mlx-lm rounds, whatever the file says.
-    if yarn and not (rope == "upstream" or scaling.get("truncate") or defect == "rope"):
-        wavelengths = mx.array(released_wavelengths(config).astype(np.float32))
+    if yarn and rope != "upstream" and defect != "rope":
+        freqs = mx.array(wavelengths(config).astype(np.float32))
         for layer in model.layers:
-            layer.self_attn.rope._freqs = wavelengths
+            layer.self_attn.rope._freqs = freqs
     mx.eval(model.parameters())
     # Kernels are compiled when they are first used, and memory is wired: not on somebody's first request.
     cache = model.make_cache()

@@ -4,6 +4,7 @@
 mod answers;
 mod failures;
 mod room;
+mod rope;
 mod seam;
 
 use super::*;
