@@ -163,6 +163,23 @@ pub fn cpu_name() -> Option<String> {
     Some(name).filter(|name| !name.is_empty())
 }
 
+/// The names of NVIDIA's GPUs, where their driver tells it without being started (Linux).
+pub fn nvidia_names() -> Vec<String> {
+    nvidia_names_under(Path::new("/proc/driver/nvidia/gpus"))
+}
+
+fn nvidia_names_under(root: &Path) -> Vec<String> {
+    let name = |gpu: std::fs::DirEntry| {
+        let facts = std::fs::read_to_string(gpu.path().join("information")).ok()?;
+        let name = facts.lines().find_map(|line| line.strip_prefix("Model:"))?;
+        Some(name.trim().to_owned())
+    };
+    let gpus = std::fs::read_dir(root).into_iter().flatten().flatten();
+    let mut names: Vec<String> = gpus.filter_map(name).collect();
+    names.sort_unstable();
+    names
+}
+
 /// The most memory that this process has held at once, in bytes, mapped files counted.
 #[cfg(target_os = "linux")]
 pub fn peak_memory() -> Option<u64> {
@@ -291,6 +308,22 @@ fn steal() -> Option<(u64, u64)> {
 mod tests {
     use super::*;
     use std::fs;
+
+    #[test]
+    fn gpus_are_named_by_their_driver() {
+        let root = tempfile::tempdir().expect("a temporary folder");
+        assert_eq!(nvidia_names_under(&root.path().join("none")), [""; 0]);
+        for (bus, facts) in [
+            ("0000:41:00.0", "Model: \t\t NVIDIA B\nIRQ:   \t\t 50\n"),
+            ("0000:01:00.0", "IRQ: 1\nModel: \t\t NVIDIA A\n"),
+            ("0000:02:00.0", "nothing that is known\n"),
+        ] {
+            let gpu = root.path().join(bus);
+            std::fs::create_dir(&gpu).expect("a folder");
+            std::fs::write(gpu.join("information"), facts).expect("a file");
+        }
+        assert_eq!(nvidia_names_under(root.path()), ["NVIDIA A", "NVIDIA B"]);
+    }
 
     #[test]
     fn the_tightest_control_group_counts() {

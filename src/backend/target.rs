@@ -44,6 +44,22 @@ impl Target {
         }
     }
 
+    /// The name of what `auto` means here, for a model that it can run.
+    pub fn auto_name() -> &'static str {
+        match Target::auto().is_gpu() {
+            true => "cuda",
+            false => "cpu",
+        }
+    }
+
+    /// Names of the GPUs that this build can use.
+    pub fn gpu_names() -> Vec<String> {
+        #[cfg(feature = "cuda")]
+        return super::cuda::names();
+        #[cfg(not(feature = "cuda"))]
+        Vec::new()
+    }
+
     #[cfg(feature = "cuda")]
     fn auto() -> Target {
         if !super::cuda::is_there() {

@@ -99,30 +99,40 @@ impl Common {
         if self.is_mlx() {
             return self.open_mlx(space, change).map(Some);
         }
+        // The demo model inside this program is nothing for MLX, and verdicts are for `auto`.
         if self.backend != "auto" || self.model.is_none() {
             return Ok(None);
         }
         let checkpoint = self.open_checkpoint()?;
-        if !self.prefers_mlx(&checkpoint) {
-            return Ok(None);
-        }
-        match self.open_mlx(space, change) {
+        Ok(self.if_mlx_is_best(&checkpoint, || self.open_mlx(space, change)))
+    }
+
+    /// What `open` makes with MLX, where `gossamer compare` found it best for this model; one line says so, or why
+    /// it can't be had.
+    fn if_mlx_is_best<T>(
+        &self,
+        checkpoint: &Checkpoint,
+        open: impl FnOnce() -> Result<T>,
+    ) -> Option<T> {
+        let stored = self.stored(checkpoint).filter(|s| s.is_best("mlx"))?;
+        match open() {
             Ok(opened) => {
-                // Says that it was found best, and where.
-                self.backend_for(&checkpoint);
-                Ok(Some(opened))
+                if let Some(advice) = stored.advice() {
+                    tell!("{advice}");
+                }
+                Some(opened)
             }
             Err(why) => {
-                tell!("{why:#}");
-                Ok(None)
+                tell!("not with MLX, which `gossamer compare` found best for this model: {why:#}");
+                None
             }
         }
     }
 
     /// Whether MLX is to compute for this model: it was asked for, or `gossamer compare` found it best.
     pub fn prefers_mlx(&self, checkpoint: &Checkpoint) -> bool {
-        let verdict = self.verdict(checkpoint);
-        self.is_mlx() || verdict.is_some_and(|verdict| verdict.backend == "mlx")
+        let stored = self.stored(checkpoint);
+        self.is_mlx() || stored.is_some_and(|stored| stored.is_best("mlx"))
     }
 
     /// MLX's engine, with room for `space` as far as memory goes, and with what `change` makes of its options.
@@ -187,12 +197,18 @@ impl Common {
         longest: usize,
         piece: usize,
     ) -> Result<Box<dyn Scorer>> {
-        if self.is_mlx() {
+        let mlx = || -> Result<Box<dyn Scorer>> {
             folder(checkpoint)?;
             let python = mlx::find(self.mlx_python.as_deref())?;
             let config = checkpoint.config()?;
             let scorer = MlxScorer::start(&python, checkpoint.path(), self.rope_compat, &config)?;
-            return Ok(Box::new(scorer));
+            Ok(Box::new(scorer))
+        };
+        if self.is_mlx() {
+            return mlx();
+        }
+        if let Some(scorer) = self.if_mlx_is_best(checkpoint, mlx) {
+            return Ok(scorer);
         }
         let piece = piece.min(longest).max(1);
         let options = Options {

@@ -247,29 +247,29 @@ impl Common {
         })
     }
 
-    /// What `gossamer compare` found best for this model on this machine, where that is asked for.
-    pub fn verdict(&self, checkpoint: &Checkpoint) -> Option<Stored> {
-        let stored = match (&*self.backend, &self.model) {
-            ("auto", Some(_)) => Verdicts::open(),
-            _ => None,
-        };
-        stored.and_then(|verdicts| verdicts.get(checkpoint).cloned())
+    /// The back end of this process to open: where it is left open, the one that `gossamer compare` found best for
+    /// this model on this machine, if it did, which is said. (Whoever can run MLX has asked for it before.)
+    pub fn backend_for(&self, checkpoint: &Checkpoint) -> String {
+        let stored = self.stored(checkpoint).filter(|s| !s.is_best("mlx"));
+        if let Some(advice) = stored.as_ref().and_then(Stored::advice) {
+            tell!("{advice}");
+        }
+        self.native_backend(stored)
     }
 
-    /// The back end to open: where it is left open, what `gossamer compare` found best for this model on this
-    /// machine, if it did.
-    pub fn backend_for(&self, checkpoint: &Checkpoint) -> String {
-        match self.verdict(checkpoint) {
-            Some(verdict) => {
-                tell!(
-                    "back end {}, as `gossamer compare` found on this machine ({}; `gossamer compare --forget` forgets it)",
-                    verdict.backend,
-                    verdict.why
-                );
-                verdict.backend
-            }
-            None => self.backend.clone(),
+    /// The same, when what is stored is known, and nothing is said.
+    pub fn native_backend(&self, stored: Option<Stored>) -> String {
+        let best = stored.and_then(|stored| stored.best);
+        best.filter(|best| best.backend != "mlx")
+            .map_or_else(|| self.backend.clone(), |best| best.backend)
+    }
+
+    /// What `gossamer compare` found about this model on this machine, where the back end is left open.
+    pub fn stored(&self, checkpoint: &Checkpoint) -> Option<Stored> {
+        if self.backend != "auto" || self.model.is_none() {
+            return None;
         }
+        Verdicts::open()?.get(checkpoint).cloned()
     }
 
     /// What computes, and the room there is, said on stderr where memory bounds it.

@@ -116,6 +116,40 @@ fn figures_are_what_numpy_computes_from_the_logits() {
     );
 }
 
+/// The greatest number that a flag may hold.
+const MOST: &str = "18446744073709551615";
+
+/// A prompt and an answer that are just what the context holds; nothing was waited for, and nothing is said of it.
+#[test]
+fn one_token_has_no_decode_speed() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let at = |name: &str| folder.path().join(name).to_str().expect("UTF-8").to_owned();
+    let (ids, model) = (at("ids.json"), at("short.gguf"));
+    std::fs::write(&ids, "[1, 2, 3]").expect("a file");
+    let tiny = crate::common::models::Tiny::make(1);
+    let mut bytes = std::fs::read(tiny.path("tiny.gguf")).expect("a model");
+    let key = b"gpt-oss.context_length";
+    let name = bytes.windows(key.len()).position(|at| at == key);
+    // After the name its type, then the number.
+    let number = name.expect("the key") + key.len() + 4;
+    bytes[number..number + 4].copy_from_slice(&64u32.to_le_bytes());
+    std::fs::write(&model, bytes).expect("a file");
+    let sides = ["--model", &model, "cpu", "reference", "--ids", &ids];
+    let run = ["-p", "63", "-n", "1", "-r", "1", "--max-tokens", "1"];
+    let compared = compare(&[&sides[..], &run].concat());
+    assert_eq!(compared.code, Some(0), "{}", compared.told());
+    for side in ["a", "b"] {
+        let speed = &compared.found[side]["speed"];
+        assert!(speed["decode_tok_per_s"].is_null() && speed["token_p50_s"].is_null());
+        assert!(speed["prefill_tok_per_s"][0].as_f64() > Some(0.0));
+    }
+    let text = compared.text();
+    let decode = text.lines().find(|line| line.starts_with("decode"));
+    let cells: Vec<&str> = decode.expect("a row").split_whitespace().collect();
+    assert_eq!(cells, ["decode", "-", "-"], "{text}");
+    assert!(!text.contains("NaN"), "{text}");
+}
+
 #[test]
 fn speed_is_of_each_side() {
     let compared = compare(&[
@@ -197,6 +231,14 @@ fn what_cannot_be_compared_is_a_clear_error() {
         (&["cpu", "cpu", "--min-agreement", "1.5"], 2, "from 0 to 1"),
         (&["cpu", "cpu", "--prompts", "x", "--ids", "y"], 2, "--ids"),
         (&["cpu", "cpu", "-p", "131072"], 2, "the context is 131072"),
+        (&["cpu", "cpu", "-p", MOST], 2, "the context is 131072"),
+        (&["cpu", "cpu", "-n", MOST], 2, "the context is 131072"),
+        (
+            &["cpu", "cpu", "--max-tokens", MOST],
+            2,
+            "the context is 131072",
+        ),
+        (&["cpu", "cpu", "-r", MOST], 2, "tokens of prompts at most"),
         (&["cpu", "no-such-model", "--no-speed"], 1, "no-such-model"),
         (&["cpu", &tiny, "--no-speed"], 1, "vocabulary"),
         (

@@ -2,6 +2,9 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../server/program.rs"]
+#[allow(dead_code)] // The server's tests use all of it.
+mod program;
 
 mod defects;
 mod figures;

@@ -24,8 +24,14 @@ pub struct Program {
 impl Program {
     /// Starts it on a free port, with the demo model unless `args` say otherwise; it is ready.
     pub fn start(args: &[&str]) -> Program {
+        Program::start_with(args, |_| ())
+    }
+
+    /// The same, with what `change` makes of its command.
+    pub fn start_with(args: &[&str], change: impl FnOnce(&mut Command)) -> Program {
         let mut command = Command::new(env!("CARGO_BIN_EXE_gossamer"));
         command.args(["serve", "--port", "0"]).args(args);
+        change(&mut command);
         command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

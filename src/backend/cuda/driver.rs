@@ -126,6 +126,13 @@ pub(super) fn devices() -> Result<usize> {
     Ok(count.max(0) as usize)
 }
 
+/// Names of the GPUs that this program can use, in the driver's order; of none where there is no driver for them.
+pub fn names() -> Vec<String> {
+    let count = start().and_then(|()| devices()).unwrap_or(0);
+    let name = |index| Some(Properties::of(index).ok()?.name);
+    (0..count).filter_map(name).collect()
+}
+
 /// What is to be known of a GPU before it is used.
 #[derive(Debug, Clone)]
 pub(super) struct Properties {

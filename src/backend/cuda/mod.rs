@@ -22,7 +22,7 @@ mod upload;
 pub mod weights;
 
 pub use device::{Device, Grid, Kernel};
-pub use driver::is_there;
+pub use driver::{is_there, names};
 pub use footprint::footprint;
 pub use forward::{Cuda, work_bytes};
 pub use graph::{Event, Graph};

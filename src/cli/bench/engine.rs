@@ -5,15 +5,11 @@
 
 use super::{Args, Work, report::mean_and_deviation};
 use crate::{
-    cli::{
-        engine::{OpenedMlx, PREFIXES},
-        model::Common,
-    },
+    cli::{engine::OpenedMlx, model::Common},
     engine::Engine,
     hub::human,
     machine,
     measure::{self, Timing},
-    mlx::Space,
     tokenizer::{TokenKind, Tokenizer},
 };
 use anyhow::{Context, Result, ensure};
@@ -33,15 +29,8 @@ struct Test {
 }
 
 /// Measures MLX and reports.
-pub fn run(args: &Args, common: &Common) -> Result<()> {
+pub fn run(args: &Args, common: &Common, opened: OpenedMlx) -> Result<()> {
     let most_streams = args.streams.iter().max().copied().unwrap_or(1);
-    let opened = common.open_mlx(
-        Space {
-            slots: most_streams,
-            cache_bytes: PREFIXES,
-        },
-        |_| {},
-    )?;
     let seed = common.seed.unwrap_or(1);
     let mut bench = Bench {
         draw: random_ids(&opened.tokenizer, opened.engine.info().vocab, seed),
@@ -160,7 +149,7 @@ fn random_ids(tokenizer: &Tokenizer, vocab: usize, seed: u64) -> impl FnMut(usiz
 
 fn as_json(opened: &OpenedMlx, tests: &[Test], disturbed: bool) -> Value {
     let tests = tests.iter().map(|test| {
-        let (mean, deviation) = mean_and_deviation(&test.speeds);
+        let (mean, deviation) = mean_and_deviation(&test.speeds).unzip();
         json!({
             "test": test.work.name(), "streams": test.streams, "tokens": test.tokens, "depth": test.depth,
             "tok_per_s": mean, "deviation": deviation, "runs_tok_per_s": test.speeds,
@@ -211,7 +200,10 @@ fn table(opened: &OpenedMlx, tests: &[Test], disturbed: bool) -> Result<String> 
         "\ntest      depth  streams  tokens      tok/s        first token"
     )?;
     for test in tests {
-        let (mean, deviation) = mean_and_deviation(&test.speeds);
+        let speed = mean_and_deviation(&test.speeds).map_or_else(
+            || "-".to_owned(),
+            |(mean, deviation)| format!("{mean:10.2} ± {deviation:<8.2}"),
+        );
         let first = test.first_token.map_or_else(String::new, |first| {
             format!("{:.1} ms", first.as_secs_f64() * 1e3)
         });
@@ -219,7 +211,7 @@ fn table(opened: &OpenedMlx, tests: &[Test], disturbed: bool) -> Result<String> 
             (test.work.name(), test.depth, test.streams, test.tokens);
         writeln!(
             text,
-            "{name:8} {depth:6} {streams:8} {tokens:7} {mean:10.2} ± {deviation:<8.2} {first:>10}"
+            "{name:8} {depth:6} {streams:8} {tokens:7} {speed:21} {first:>10}"
         )?;
     }
     if disturbed {

@@ -10,10 +10,12 @@ mod micro;
 mod report;
 
 use super::{
-    Usage, long,
+    Usage,
+    engine::PREFIXES,
+    long,
     model::{Common, Loaded, positive},
 };
-use crate::{backend::Backend, bandwidth, checkpoint::Checkpoint, machine};
+use crate::{backend::Backend, bandwidth, checkpoint::Checkpoint, machine, mlx::Space};
 use anyhow::Result;
 use driver::{Driver, Work};
 use indicatif::ProgressBar;
@@ -111,18 +113,25 @@ pub fn run(args: Args) -> Result<()> {
         }
         _ => common.ctx_size = Some(common.ctx_size.unwrap_or(needed)),
     }
-    if common.is_mlx() {
-        // The token that comes with the prompt.
-        common.ctx_size = common
-            .ctx_size
-            .map(|size| size.max(needed.saturating_add(2)));
-        if args.micro {
-            let text = "--micro measures the parts of this program: not with --backend mlx";
-            return Err(Usage(text.into()).into());
-        }
-        return engine::run(&args, &common);
+    if common.is_mlx() && args.micro {
+        let text = "--micro measures the parts of this program: not with --backend mlx";
+        return Err(Usage(text.into()).into());
     }
     let most_streams = args.streams.iter().max().copied().unwrap_or(1);
+    let mut for_mlx = common.clone();
+    // The token that comes with the prompt.
+    for_mlx.ctx_size = common
+        .ctx_size
+        .map(|size| size.max(needed.saturating_add(2)));
+    let space = Space {
+        slots: most_streams,
+        cache_bytes: PREFIXES,
+    };
+    if !args.micro
+        && let Some(opened) = for_mlx.open_mlx_if_wanted(space, |_| {})?
+    {
+        return engine::run(&args, &for_mlx, opened);
+    }
     // The context is given: memory bounds nothing on the processor.
     let loaded = common.open_with(false, |room, batch| {
         driver::room(most_streams, room.context, batch)

@@ -64,18 +64,18 @@ impl Test {
 }
 
 /// Mean and standard deviation of a sample; the latter is 0 for a single value.
-pub(in crate::cli) fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
+pub(in crate::cli) fn mean_and_deviation(values: &[f64]) -> Option<(f64, f64)> {
+    if values.is_empty() {
+        return None;
+    }
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
-    (
-        mean,
-        if n > 1.0 {
-            (squares / (n - 1.0)).sqrt()
-        } else {
-            0.0
-        },
-    )
+    let deviation = match values.len() {
+        1 => 0.0,
+        _ => (squares / (n - 1.0)).sqrt(),
+    };
+    Some((mean, deviation))
 }
 
 impl Report {
@@ -93,7 +93,7 @@ impl Report {
     fn json(&self) -> Value {
         let tests = self.tests.iter().map(|test| {
             let speeds = test.speeds();
-            let (mean, deviation) = mean_and_deviation(&speeds);
+            let (mean, deviation) = mean_and_deviation(&speeds).unzip();
             json!({
                 "test": test.work.name(), "streams": test.streams, "tokens": test.tokens, "depth": test.depth,
                 "step_s": test.step_time(), "tok_per_s": mean, "deviation": deviation, "runs_tok_per_s": speeds,
@@ -158,7 +158,6 @@ impl Report {
             "test", "streams", "tokens", "depth", "tok/s", "ms/step", "GB/s", "share"
         ));
         for test in &self.tests {
-            let (mean, deviation) = mean_and_deviation(&test.speeds());
             let share = test.byte_speed() / self.bandwidth.best() * 100.0;
             lines.push(format!(
                 "{:<8} {:>7} {:>6} {:>7} {:>18} {:>9.1} {:>7.2} {:>5.1}%",
@@ -166,7 +165,10 @@ impl Report {
                 test.streams,
                 test.tokens,
                 test.depth,
-                format!("{mean:.2} ± {deviation:.2}"),
+                mean_and_deviation(&test.speeds()).map_or_else(
+                    || "-".to_owned(),
+                    |(mean, deviation)| format!("{mean:.2} ± {deviation:.2}")
+                ),
                 test.step_time() * 1e3,
                 test.byte_speed() / 1e9,
                 share
@@ -206,8 +208,9 @@ mod tests {
 
     #[test]
     fn spread_is_the_sample_deviation() {
-        assert_eq!(mean_and_deviation(&[4.0]), (4.0, 0.0));
-        let (mean, deviation) = mean_and_deviation(&[2.0, 4.0, 9.0]);
+        assert_eq!(mean_and_deviation(&[]), None);
+        assert_eq!(mean_and_deviation(&[4.0]), Some((4.0, 0.0)));
+        let (mean, deviation) = mean_and_deviation(&[2.0, 4.0, 9.0]).unwrap();
         assert_eq!(mean, 5.0);
         assert!((deviation - 13f64.sqrt()).abs() < 1e-12);
     }

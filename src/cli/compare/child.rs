@@ -50,8 +50,9 @@ pub fn run() -> Result<()> {
             timed_tokens,
         } => {
             let longest = |of: &[Vec<u32>]| of.iter().map(Vec::len).max().unwrap_or(0);
-            let context = (longest(&prompts) + max_tokens).max(longest(&timed) + timed_tokens);
-            common.ctx_size = Some(context + 1);
+            let context = |of: &[Vec<u32>], more: usize| longest(of).saturating_add(more);
+            let needed = context(&prompts, max_tokens).max(context(&timed, timed_tokens));
+            common.ctx_size = Some(needed.max(1));
             let started = Instant::now();
             let opened = common.open_engine(1, 4)?;
             let engine = &*opened.engine;

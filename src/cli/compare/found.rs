@@ -37,15 +37,15 @@ pub struct Speed {
     /// From submission to the first token: the median run's.
     pub ttft_s: f64,
     /// Prompt tokens a second: mean and standard deviation over the runs.
-    pub prefill_tok_per_s: (f64, f64),
-    /// Tokens a second after the first.
-    pub decode_tok_per_s: (f64, f64),
-    /// Waits between tokens, of all runs: 50th, 95th and 99th percentile.
-    pub token_p50_s: f64,
+    pub prefill_tok_per_s: Option<(f64, f64)>,
+    /// Tokens a second after the first; none where there was only that.
+    pub decode_tok_per_s: Option<(f64, f64)>,
+    /// Waits between tokens, of all runs, where there were any: 50th, 95th and 99th percentile.
+    pub token_p50_s: Option<f64>,
     /// See above.
-    pub token_p95_s: f64,
+    pub token_p95_s: Option<f64>,
     /// See above.
-    pub token_p99_s: f64,
+    pub token_p99_s: Option<f64>,
     /// Joules of a run, on average, where they can be read here.
     pub joules_per_run: Option<f64>,
     /// The most memory held at once, mapped files counted, where the system tells.
@@ -73,9 +73,7 @@ impl Speed {
             mean_and_deviation(&values)
         };
         let seconds = |s: f64| Duration::try_from_secs_f64(s).unwrap_or_default();
-        let median = |waits: &[Duration], share| {
-            quantile(waits, share).map_or(f64::NAN, |wait| wait.as_secs_f64())
-        };
+        let at = |waits: &[Duration], share| quantile(waits, share).map(|w| w.as_secs_f64());
         let firsts: Vec<_> = runs.iter().map(|run| seconds(run.ttft_s)).collect();
         let gaps: Vec<_> = runs
             .iter()
@@ -86,13 +84,13 @@ impl Speed {
         Some(Speed {
             prompt_tokens,
             tokens,
-            ttft_s: median(&firsts, 0.5),
+            ttft_s: at(&firsts, 0.5)?,
             prefill_tok_per_s: mean(|run| run.prefill),
             decode_tok_per_s: mean(|run| run.decode),
-            token_p50_s: median(&gaps, 0.5),
-            token_p95_s: median(&gaps, 0.95),
-            token_p99_s: median(&gaps, 0.99),
-            joules_per_run: joules.map(|joules| mean_and_deviation(&joules).0),
+            token_p50_s: at(&gaps, 0.5),
+            token_p95_s: at(&gaps, 0.95),
+            token_p99_s: at(&gaps, 0.99),
+            joules_per_run: joules.and_then(|joules| Some(mean_and_deviation(&joules)?.0)),
             peak_memory_bytes,
             others,
             runs,

@@ -15,7 +15,7 @@ impl Found {
     pub fn page(&self) -> Page {
         let (a, b) = (&self.a.side, &self.b.side);
         let mut page = Page::new(format!("{a} and {b} compared"));
-        page.lead(&self.verdict.why).table(&self.sides());
+        page.lead(&self.verdict.sentence()).table(&self.sides());
         page.heading("Fidelity").table(&self.nearness()).note(
             "Both read the same tokens and predict what follows each of them. KL is the divergence of B's \
              distribution from A's, over the whole vocabulary, in nats.",
@@ -162,10 +162,10 @@ impl Found {
         };
         page.heading("Speed");
         page.bars(&bars("Decode", "tok/s", &["decode"], &|s| {
-            vec![s.decode_tok_per_s.0]
+            vec![s.decode_tok_per_s.map_or(f64::NAN, |(mean, _)| mean)]
         }));
         page.bars(&bars("Prefill", "tok/s", &["prefill"], &|s| {
-            vec![s.prefill_tok_per_s.0]
+            vec![s.prefill_tok_per_s.map_or(f64::NAN, |(mean, _)| mean)]
         }));
         page.plot(&Plot {
             title: "Waits between tokens".into(),

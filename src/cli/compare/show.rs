@@ -25,16 +25,20 @@ impl Found {
             |f: fn(&Speed) -> Option<String>| move |s: &SideFound| s.speed.as_ref().and_then(f);
         row("peak memory", &of(|s| s.peak_memory_bytes.map(human)));
         row("time to first token", &of(|s| Some(seconds(s.ttft_s))));
-        let spread =
-            |(mean, deviation): (f64, f64)| Some(format!("{mean:.1} ± {deviation:.1} tok/s"));
-        let prefill =
-            move |s: &SideFound| s.speed.as_ref().and_then(|s| spread(s.prefill_tok_per_s));
-        let decode = move |s: &SideFound| s.speed.as_ref().and_then(|s| spread(s.decode_tok_per_s));
-        row("prefill", &prefill);
-        row("decode", &decode);
-        row("token latency, p50", &of(|s| Some(seconds(s.token_p50_s))));
-        row("token latency, p95", &of(|s| Some(seconds(s.token_p95_s))));
-        row("token latency, p99", &of(|s| Some(seconds(s.token_p99_s))));
+        // A row that is measured, whatever came of it.
+        fn spread(figure: Option<(f64, f64)>) -> Option<String> {
+            Some(figure.map_or("-".into(), |(mean, deviation)| {
+                format!("{mean:.1} ± {deviation:.1} tok/s")
+            }))
+        }
+        fn wait(figure: Option<f64>) -> Option<String> {
+            Some(figure.map_or("-".into(), seconds))
+        }
+        row("prefill", &of(|s| spread(s.prefill_tok_per_s)));
+        row("decode", &of(|s| spread(s.decode_tok_per_s)));
+        row("token latency, p50", &of(|s| wait(s.token_p50_s)));
+        row("token latency, p95", &of(|s| wait(s.token_p95_s)));
+        row("token latency, p99", &of(|s| wait(s.token_p99_s)));
         row(
             "energy of a run",
             &of(|s| {
@@ -151,7 +155,7 @@ impl Found {
         for note in self.notes() {
             let _ = writeln!(text, "{note}");
         }
-        let _ = writeln!(text, "\n{}", self.verdict.why);
+        let _ = writeln!(text, "\n{}", self.verdict.sentence());
         text
     }
 }

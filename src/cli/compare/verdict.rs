@@ -35,8 +35,18 @@ pub struct Verdict {
     pub prefer: Prefer,
     /// Which to use; none where nothing says so.
     pub winner: Option<Winner>,
-    /// In a sentence.
+    /// The figures that decide, or why there is none.
     pub why: String,
+}
+
+impl Verdict {
+    /// The verdict in a sentence.
+    pub fn sentence(&self) -> String {
+        match self.winner {
+            Some(winner) => format!("use {winner:?}: {}", self.why),
+            None => format!("no verdict: {}", self.why),
+        }
+    }
 }
 
 /// Figures nearer than this, or than their spread over the runs, are taken for equal.
@@ -51,6 +61,17 @@ struct Figure {
     spread: f64,
     unit: &'static str,
     more_is_better: bool,
+}
+
+impl Prefer {
+    /// As after `--prefer`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Prefer::Speed => "speed",
+            Prefer::Memory => "memory",
+            Prefer::Fidelity => "fidelity",
+        }
+    }
 }
 
 impl Figure {
@@ -98,13 +119,13 @@ pub fn judge(
     };
     if fidelity.agreement < min_agreement {
         return none(format!(
-            "no verdict: they agree at {:.2} % of the positions, less than {:.2} %",
+            "they agree at {:.2} % of the positions, less than {:.2} %",
             100.0 * fidelity.agreement,
             100.0 * min_agreement
         ));
     }
     if let Some(place) = beyond {
-        return none(format!("no verdict: they part at {place}"));
+        return none(format!("they part at {place}"));
     }
     let mut figures = Vec::new();
     if let (Prefer::Fidelity, Some(judged)) = (prefer, judged) {
@@ -118,13 +139,16 @@ pub fn judge(
         });
     }
     if let (Some(a), Some(b)) = (&sides.0.speed, &sides.1.speed) {
-        let speed = |name, of: fn(&Speed) -> (f64, f64)| Figure {
-            name,
-            a: of(a).0,
-            b: of(b).0,
-            spread: of(a).1 + of(b).1,
-            unit: "tok/s",
-            more_is_better: true,
+        let speed = |name, of: fn(&Speed) -> Option<(f64, f64)>| {
+            let (a, b) = of(a).zip(of(b))?;
+            Some(Figure {
+                name,
+                a: a.0,
+                b: b.0,
+                spread: a.1 + b.1,
+                unit: "tok/s",
+                more_is_better: true,
+            })
         };
         let decode = speed("decode", |s| s.decode_tok_per_s);
         let prefill = speed("prefill", |s| s.prefill_tok_per_s);
@@ -138,22 +162,20 @@ pub fn judge(
             more_is_better: false,
         });
         match prefer {
-            Prefer::Memory => figures.extend(memory.into_iter().chain([decode])),
-            _ => figures.extend([decode, prefill].into_iter().chain(memory)),
+            Prefer::Memory => figures.extend(memory.into_iter().chain(decode)),
+            _ => figures.extend([decode, prefill, memory].into_iter().flatten()),
         }
     }
     if figures.is_empty() {
-        return none("no verdict: nothing was measured that would decide".into());
+        return none("nothing was measured that would decide".into());
     }
     match figures.iter().find_map(Figure::decides) {
         Some((winner, why)) => Verdict {
             prefer,
             winner: Some(winner),
-            why: format!("use {winner:?}: {why}"),
+            why,
         },
-        None => none(
-            "no verdict: they are equal, within 5 % or their spread, in all that counts".into(),
-        ),
+        None => none("they are equal, within 5 % or their spread, in all that counts".into()),
     }
 }
 
@@ -167,11 +189,11 @@ mod tests {
                 prompt_tokens: 1,
                 tokens: 1,
                 ttft_s: 1.0,
-                prefill_tok_per_s: (prefill, 0.0),
-                decode_tok_per_s: (decode, 0.0),
-                token_p50_s: 1.0,
-                token_p95_s: 1.0,
-                token_p99_s: 1.0,
+                prefill_tok_per_s: Some((prefill, 0.0)),
+                decode_tok_per_s: Some((decode, 0.0)),
+                token_p50_s: Some(1.0),
+                token_p95_s: Some(1.0),
+                token_p99_s: Some(1.0),
                 joules_per_run: None,
                 peak_memory_bytes: Some(memory),
                 others: None,
@@ -210,7 +232,12 @@ mod tests {
         // So it does within the spread over the runs.
         let mut noisy = side(20.0, 50.0, 1000);
         if let Some(speed) = &mut noisy.speed {
-            speed.decode_tok_per_s.1 = 11.0;
+            speed.decode_tok_per_s = Some((20.0, 11.0));
+        }
+        assert_eq!(decide(Prefer::Speed, &base, &noisy, None), Some(A));
+        // A figure that was not measured decides nothing.
+        if let Some(speed) = &mut noisy.speed {
+            speed.decode_tok_per_s = None;
         }
         assert_eq!(decide(Prefer::Speed, &base, &noisy, None), Some(A));
         let judged = Judged {
@@ -260,6 +287,6 @@ mod tests {
         );
         assert!(parted.winner.is_none() && parted.why.contains("layer 0, x"));
         let fine = judge(Prefer::Speed, 0.95, &all, None, (&a, &b), None);
-        assert_eq!(fine.why, "use B: decode 2.00 tok/s against 1.00");
+        assert_eq!(fine.sentence(), "use B: decode 2.00 tok/s against 1.00");
     }
 }

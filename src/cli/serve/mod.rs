@@ -295,10 +295,7 @@ fn planned(
             other => return other.map(|(.., room)| room),
         }
     }
-    let backend = match common.verdict(checkpoint) {
-        Some(verdict) if verdict.backend != "mlx" => verdict.backend,
-        _ => common.backend.clone(),
-    };
+    let backend = common.native_backend(common.stored(checkpoint));
     let check = checkpoint.check()?;
     let limits = |kv: KvRoom, batch: usize| room.space.limits(config, kv, batch);
     let (_, room) = common.planned(&backend, &check, true, &limits)?;
