@@ -31,6 +31,8 @@ pub struct Opened {
     pub engine: Arc<dyn Engine>,
     /// The same, if it is MLX's.
     pub mlx: Option<Arc<MlxEngine>>,
+    /// What was taken of a GPU's memory, if one computes for this process.
+    pub device_bytes: Option<u64>,
     /// Its vocabulary.
     pub tokenizer: Arc<Tokenizer>,
     /// From opening the files to an engine that is ready.
@@ -73,17 +75,19 @@ impl Common {
             let engine = Arc::new(opened.engine);
             return Ok(Opened {
                 mlx: Some(engine.clone()),
+                device_bytes: None,
                 engine,
                 tokenizer: opened.tokenizer,
                 load_time: opened.load_time,
             });
         }
         let loaded = self.open(slots, snapshots)?;
-        let load_time = loaded.load_time;
+        let (load_time, device_bytes) = (loaded.load_time, loaded.device_bytes);
         let (engine, tokenizer) = Loaded::into_engine(loaded)?;
         Ok(Opened {
             engine: Arc::new(engine),
             mlx: None,
+            device_bytes,
             tokenizer,
             load_time,
         })

@@ -129,6 +129,8 @@ pub struct Loaded {
     pub context: usize,
     /// What was planned for it.
     pub footprint: Footprint,
+    /// What was taken of the GPU's memory, if one computes.
+    pub device_bytes: Option<u64>,
     /// It is the model inside this program.
     pub is_demo: bool,
     /// From opening the file to a back end that is ready.
@@ -213,14 +215,15 @@ impl Common {
         let free = target.memory().free;
         let backend = target.open(model.clone(), self.threads, room.limits, &spinner)?;
         spinner.finish_and_clear();
+        let device_bytes = free
+            .filter(|_| target.is_gpu())
+            .zip(target.memory().free)
+            .map(|(then, now)| then.saturating_sub(now));
         if target.is_gpu() && (self.verbose || spare) {
-            let taken = free
-                .zip(target.memory().free)
-                .map(|(then, now)| then.saturating_sub(now));
             tell!(
                 "GPU memory: {}; taken {}",
                 room.footprint,
-                hub::human(taken.unwrap_or(0))
+                hub::human(device_bytes.unwrap_or(0))
             );
         }
         let load_time = started.elapsed();
@@ -242,6 +245,7 @@ impl Common {
             file_bytes,
             context,
             footprint: room.footprint,
+            device_bytes,
             is_demo,
             load_time,
         })

@@ -2,7 +2,7 @@
 
 use super::{
     driver::{Driver, Input, Live},
-    frame::{Hello, Memory},
+    frame::{Held, Hello, Memory},
     watch::Patience,
 };
 use crate::{
@@ -162,6 +162,11 @@ impl MlxEngine {
         let (sender, answer) = mpsc::channel();
         self.inbox.send(Input::Memory(sender)).ok()?;
         answer.recv_timeout(ANSWER).ok()
+    }
+
+    /// What the worker holds of memory; `None` where [`MlxEngine::memory`] is.
+    pub fn held(&self) -> Option<Held> {
+        Some(Held::of(&self.memory()?, &self.hello))
     }
 
     /// From now on so many tokens of every longer prompt count as read, without being: shows what they

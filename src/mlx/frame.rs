@@ -256,6 +256,37 @@ pub struct Memory {
     pub peak_resident: u64,
 }
 
+/// Bytes that a worker holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// Now.
+    pub now: u64,
+    /// At most so far.
+    pub most: u64,
+}
+
+impl Held {
+    /// On a GPU, of whose memory the system need not tell, the process before it had a model, and arrays by MLX's
+    /// own count; else what the system says of the process.
+    pub fn of(memory: &Memory, hello: &Hello) -> Held {
+        if !hello.gpu {
+            return Held {
+                now: memory.resident,
+                most: memory.peak_resident,
+            };
+        }
+        let with = |arrays: u64| {
+            [hello.resident, arrays, memory.pool]
+                .into_iter()
+                .fold(0, u64::saturating_add)
+        };
+        Held {
+            now: with(memory.active),
+            most: with(memory.peak),
+        }
+    }
+}
+
 /// A message with its blob.
 #[derive(Debug, PartialEq)]
 pub struct Frame {
@@ -411,5 +442,27 @@ mod tests {
             let mut from = &frame(&String::from_utf8_lossy(&junk), &junk)[..];
             let _ = read(&mut from);
         }
+    }
+
+    #[test]
+    fn what_a_worker_holds_is_told_by_who_knows() {
+        let memory = Memory {
+            active: 100,
+            peak: 200,
+            pool: 30,
+            resident: 1_000,
+            peak_resident: 2_000,
+        };
+        let on = |gpu| {
+            let hello = Hello {
+                gpu,
+                resident: 7,
+                ..Hello::default()
+            };
+            let held = Held::of(&memory, &hello);
+            (held.now, held.most)
+        };
+        assert_eq!(on(false), (1_000, 2_000));
+        assert_eq!(on(true), (137, 237));
     }
 }

@@ -16,7 +16,7 @@ mod setup;
 mod watch;
 
 pub use engine::{MlxEngine, MlxOptions, describe};
-pub use frame::{Device, Hello, Memory};
+pub use frame::{Device, Held, Hello, Memory};
 pub use room::{Needs, RUNNING, Space};
 pub use scorer::{MlxScorer, device, hello};
 pub use setup::{Environment, PYTHON_VARIABLE, Status, Variant, find, status};

@@ -2,7 +2,7 @@
 
 use super::wire::{self, Job, PROTOCOL, Run, Say, Task, say};
 use crate::{
-    cli::model::Common,
+    cli::{engine::Opened, model::Common},
     energy::Meter,
     engine::{Engine, Request},
     machine, measure,
@@ -37,10 +37,10 @@ pub fn run() -> Result<()> {
         rope_compat: job.rope_compat,
         ..Common::default()
     };
-    let (others, worker) = match job.task {
+    let (others, peak_memory) = match job.task {
         Task::Score { sequences, trace } => {
             score_all(&common, &sequences, trace.as_deref(), &mut out)?;
-            (None, 0)
+            (None, None)
         }
         Task::Engine {
             prompts,
@@ -64,16 +64,27 @@ pub fn run() -> Result<()> {
             let watch = machine::Watch::start();
             time_all(engine, &timed, timed_tokens, &mut out)?;
             let others = watch.stop().filter(|_| !timed.is_empty());
-            // MLX computes in a process of its own.
-            let worker = opened.mlx.and_then(|mlx| mlx.memory());
-            (others, worker.map_or(0, |memory| memory.peak_resident))
+            (others, peak_memory(&opened))
         }
     };
     let done = Say::Done {
-        peak_memory: machine::peak_memory().map(|own| own.saturating_add(worker)),
+        peak_memory,
         others: others.map(|o| o.processes + o.steal.unwrap_or(0.0)),
     };
     say(&mut out, &done, &[])
+}
+
+/// The most that was held at once, in bytes: by this process, by MLX's beside it, and of a GPU's memory. Where a GPU
+/// holds the weights, the pages of their file need not stay.
+fn peak_memory(opened: &Opened) -> Option<u64> {
+    let own = match opened.device_bytes {
+        Some(_) => machine::resident().map(|held| held.anonymous),
+        None => machine::peak_memory(),
+    };
+    // MLX computes in a process of its own.
+    let worker = opened.mlx.as_ref().and_then(|mlx| mlx.held());
+    let beside = opened.device_bytes.or(worker.map(|held| held.most));
+    Some(own?.saturating_add(beside.unwrap_or(0)))
 }
 
 fn ready(description: &str, started: Instant, out: &mut impl Write) -> Result<()> {

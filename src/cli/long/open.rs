@@ -190,7 +190,7 @@ impl Subject {
         match &self.taken {
             Taken::Nowhere => None,
             Taken::Gpu(target, before) => Some(before.saturating_sub(target.memory().free?)),
-            Taken::Worker(engine) => engine.memory().map(|memory| memory.resident),
+            Taken::Worker(engine) => engine.held().map(|held| held.now),
         }
     }
 
