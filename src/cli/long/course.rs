@@ -307,7 +307,6 @@ impl Course<'_> {
         let (cached, prefill_s) = (first.cached_tokens, prefill_s.as_secs_f64());
         self.pace.read(cached, tokens, prefill_s);
         self.pace.decoded(gap(0.5));
-        self.held = tokens;
         // Other words than those that come next in the text.
         let turn: Vec<u32> = prompt
             .iter()
@@ -315,6 +314,7 @@ impl Course<'_> {
             .copied()
             .collect();
         let turn = self.time(&turn, 1, self.seed)?;
+        self.held = turn.cached_tokens.min(tokens);
         Ok(Depth {
             backend: self.subject.load.backend.clone(),
             length,

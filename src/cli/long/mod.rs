@@ -167,7 +167,7 @@ pub fn run(common: Common, flags: &Flags, json: bool) -> Result<()> {
         let share = budget.share(engines - at);
         let opened = match target {
             Some(target) => Subject::open(&name, target, &common),
-            None => Subject::open_mlx(&common),
+            None => Subject::open_mlx(&common, &lengths),
         };
         let subject = match opened {
             Ok(subject) => subject,

@@ -140,17 +140,13 @@ impl Subject {
     }
 
     /// Opens MLX's engine. Its process loads all at once: the phases are those that this one sees.
-    pub fn open_mlx(common: &Common) -> Result<Subject> {
+    /// Its cache is to hold what the next of `lengths`, in ascending order, goes on from.
+    pub fn open_mlx(common: &Common, lengths: &[usize]) -> Result<Subject> {
         let started = Instant::now();
         let streams = vec![2, 4, 8];
         let slots = streams.iter().max().copied().unwrap_or(1);
-        let opened = common.open_mlx(
-            Space {
-                slots,
-                cache_bytes: PREFIXES,
-            },
-            |_| {},
-        )?;
+        let space = mlx_space(common, slots, lengths)?;
+        let opened = common.open_mlx(space, |_| {})?;
         let check = opened.checkpoint.check()?;
         let engine = Arc::new(opened.engine);
         let backend_s = started.elapsed().as_secs_f64();
@@ -210,6 +206,35 @@ impl Subject {
     }
 }
 
+/// What MLX is asked for: a cache for the longest of `lengths` that memory has room for then.
+fn mlx_space(common: &Common, slots: usize, lengths: &[usize]) -> Result<Space> {
+    let checkpoint = common.open_checkpoint()?;
+    let config = checkpoint.config()?;
+    let space = |cache_bytes| Space { slots, cache_bytes };
+    let (_, needs, most) = common.plan_mlx(&checkpoint, &config, space(0))?;
+    let kv_bytes = (needs.token_bytes(), needs.window_bytes());
+    let memory = needs.memory();
+    for (at, &longest) in lengths.iter().enumerate().rev() {
+        let space = space(beginnings(&lengths[..=at], kv_bytes));
+        let room = common.mlx_room(&needs, &memory, space);
+        if room.is_ok_and(|room| room.context >= longest.min(most.context)) {
+            return Ok(space);
+        }
+    }
+    Ok(space(PREFIXES))
+}
+
+/// Bytes of beginnings to keep: of the longest prompt; or of the one before it and of that with a turn after it,
+/// since a later turn goes on from the former. Not less than is kept elsewhere.
+fn beginnings(lengths: &[usize], kv_bytes: (u64, u64)) -> u64 {
+    let (token, windows) = kv_bytes;
+    // mlx-lm allots keys and values by 256 tokens; a turn takes a few.
+    let of = |length: usize| (length as u64 + 512).saturating_mul(token) + windows;
+    let mut longest_first = lengths.iter().rev();
+    let mut next = || longest_first.next().map_or(0, |&length| of(length));
+    next().max(next().saturating_mul(2)).max(PREFIXES)
+}
+
 /// Bytes of keys and values of a position, in f16, in all full-attention layers.
 fn per_token(config: &Config) -> u64 {
     (kv_block_bytes(config) / KV_BLOCK as u64).max(1)
@@ -235,5 +260,25 @@ fn processor_bandwidth(threads: usize, checkpoint: &Checkpoint) -> Result<f64> {
     match own.max(mapped) {
         speed if speed > 0.0 => Ok(speed),
         _ => bail!("memory could not be timed: this system's clock stands still"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cache_holds_what_the_next_depth_goes_on_from() {
+        let kv_bytes = (50_000, 3_000_000);
+        let of = |tokens: u64| tokens * kv_bytes.0 + kv_bytes.1;
+        let depths = [1 << 10, 1 << 15, 1 << 16, 1 << 17];
+        let cache = beginnings(&depths, kv_bytes);
+        // The deepest alone; the one before it beside a turn.
+        assert!(cache >= of(1 << 17) && cache >= 2 * of((1 << 16) + 256));
+        assert!(cache < of(1 << 17) + of(1 << 11));
+        assert!(beginnings(&[100_000, 120_000], kv_bytes) >= 2 * of(100_256));
+        // Short ones leave room for those of streams.
+        assert_eq!(beginnings(&[512], kv_bytes), PREFIXES);
+        assert_eq!(beginnings(&[], kv_bytes), PREFIXES);
     }
 }
