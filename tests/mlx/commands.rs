@@ -80,11 +80,11 @@ fn run_score_and_bench_take_the_mlx_back_end() {
         "-p",
         "64",
         "-n",
-        "8",
+        "32",
         "--depth",
-        "0,128",
+        "0,512",
         "--streams",
-        "1,2",
+        "1,8",
         "-r",
         "2",
         "--json",
@@ -177,4 +177,48 @@ fn the_long_benchmark_takes_the_mlx_back_end() {
         .find(|t| t["engine"] == "MLX")
         .expect("MLX's");
     assert!(mlx["found_tok_s"].as_f64() > Some(0.0), "{mlx}");
+}
+
+/// The worker fails whenever two decode at once: what needs that is left out, and the rest is reported.
+#[cfg(unix)]
+#[test]
+fn a_step_of_the_long_benchmark_that_fails_is_left_out() {
+    use std::{fs, os::unix::fs::PermissionsExt};
+    let demo = Demo::new();
+    let at = |name: &str| demo.folder.path().join(name);
+    let rig = "import sys
+boot, sys.argv = sys.argv[3], ['-c', *sys.argv[4:]]
+from mlx_lm.models.gpt_oss import Model
+real = Model.__call__
+def call(self, ids, *rest, **more):
+    if ids.shape[0] > 1:
+        raise ValueError('seeded')
+    return real(self, ids, *rest, **more)
+Model.__call__ = call
+exec(boot)
+";
+    fs::write(at("rig.py"), rig).expect("written");
+    let script = format!(
+        "#!/bin/sh\nexec '{}' '{}' \"$@\"\n",
+        common::python().display(),
+        at("rig.py").display()
+    );
+    fs::write(at("python"), script).expect("written");
+    fs::set_permissions(at("python"), fs::Permissions::from_mode(0o755)).expect("its mode");
+    let text = |name: &str| at(name).to_str().expect("UTF-8").to_owned();
+    let mut flags = demo.flags();
+    flags[3] = text("python");
+    let output = text("long.json");
+    let ask = ["bench", "--long", "--json", "--lengths", "256", "-o"];
+    let found = said(&[&ask[..], &[&output]].concat(), &flags);
+    let found: Value = serde_json::from_str(&found).expect("JSON");
+    let records = found["records"].as_array().expect("records");
+    let steps: Vec<&str> = records.iter().filter_map(|r| r["step"].as_str()).collect();
+    assert!(steps.contains(&"depth") && steps.contains(&"recall"));
+    assert!(!steps.contains(&"streams"), "{steps:?}");
+    let left = found["left_out"].as_array().expect("left out");
+    let names: Vec<&str> = left.iter().filter_map(|l| l["what"].as_str()).collect();
+    assert_eq!(names, ["mlx streams 2", "mlx streams 4", "mlx streams 8"]);
+    let why = left[0]["why"].as_str().expect("why");
+    assert!(why.contains("seeded"), "{why}");
 }

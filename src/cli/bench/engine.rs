@@ -28,6 +28,10 @@ struct Test {
     first_token: Option<Duration>,
 }
 
+const TOO_FEW: &str = "the streams did not decode all at once: use more tokens (-n), or fewer streams where memory is short";
+/// Tokens at the end of a stream's prompt that are its own.
+const OWN: usize = 8;
+
 /// Measures MLX and reports.
 pub fn run(args: &Args, common: &Common, opened: OpenedMlx) -> Result<()> {
     let most_streams = args.streams.iter().max().copied().unwrap_or(1);
@@ -41,7 +45,7 @@ pub fn run(args: &Args, common: &Common, opened: OpenedMlx) -> Result<()> {
     let spinner = ProgressBar::new_spinner();
     spinner.enable_steady_tick(Duration::from_millis(100));
     spinner.set_message("warming up");
-    bench.decode(most_streams, args.prompt.clamp(1, 64), 4)?;
+    bench.together(most_streams, args.prompt.clamp(1, 64), 4)?;
     let mut tests = Vec::new();
     for &depth in &args.depth {
         let mut plan = vec![(Work::Prefill(args.prompt), 1, args.prompt)];
@@ -104,27 +108,39 @@ impl<D: FnMut(usize) -> Vec<u32>> Bench<'_, D> {
         Ok((speed, timing.first_token()))
     }
 
-    /// Tokens a second of all streams, each after its own prompt of `depth` tokens.
+    /// Streams of so many tokens, each after a prompt of `depth` tokens. Several begin alike, and end in a few of
+    /// their own: what they share is read before, so that none is done before the last begins.
+    fn together(&mut self, streams: usize, depth: usize, tokens: usize) -> Result<Vec<Timing>> {
+        let shared = match streams {
+            1 => 0,
+            _ => depth.saturating_sub(OWN),
+        };
+        let beginning = (self.draw)(shared);
+        if shared > 0 {
+            measure::time(self.engine, measure::request(&beginning, 1, self.seed))?;
+        }
+        let requests = (0..streams).map(|stream| {
+            let ids = [beginning.clone(), (self.draw)(depth - shared)].concat();
+            // One more: the first comes with the prompt.
+            measure::request(&ids, tokens + 1, self.seed + stream as u64)
+        });
+        measure::time_together(self.engine, requests.collect())
+    }
+
+    /// Tokens a second of all streams, each after a prompt of `depth` tokens.
     fn decode(
         &mut self,
         streams: usize,
         depth: usize,
         tokens: usize,
     ) -> Result<(f64, Option<Duration>)> {
-        let requests = (0..streams).map(|stream| {
-            // One more: the first comes with the prompt.
-            measure::request(&(self.draw)(depth), tokens + 1, self.seed + stream as u64)
-        });
-        let timings = measure::time_together(self.engine, requests.collect())?;
+        let timings = self.together(streams, depth, tokens)?;
         let speed = match &timings[..] {
             [one] => one.decode_speed(),
             all => measure::total_speed(all),
         };
         let first = timings.first().and_then(Timing::first_token);
-        Ok((
-            speed.context("the streams did not decode together: use more tokens (-n)")?,
-            first,
-        ))
+        Ok((speed.context(TOO_FEW)?, first))
     }
 }
 

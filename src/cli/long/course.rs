@@ -62,7 +62,10 @@ pub struct Course<'a> {
     left_out: Vec<LeftOut>,
 }
 
-/// Measures `subject` at these depths.
+/// Measures `subject` at these depths; what fails is left out.
+///
+/// # Errors
+/// When all fails, or records can't be written.
 pub fn run(
     subject: &Subject,
     lengths: &[usize],
@@ -82,9 +85,11 @@ pub fn run(
     };
     course.recollect();
     course.warm_up()?;
+    let (mut is_measured, mut failure) = (false, None);
     for step in steps(subject, lengths) {
         let name = course.name(step);
         if course.records.has(&name) {
+            is_measured = true;
             course.time_memory(step)?;
             continue;
         }
@@ -103,9 +108,23 @@ pub fn run(
             "{name}: about {needs_s:.0} s, {:.0} s left",
             budget.left().as_secs_f64()
         ));
-        let record = course.measure(step, budget)?;
-        course.records.push(record)?;
+        match course.measure(step, budget) {
+            Ok(record) => course.records.push(record)?,
+            // What was measured before is worth its report, and so may be what comes.
+            Err(why) => {
+                course.left_out.push(LeftOut {
+                    what: name,
+                    why: format!("{why:#}"),
+                });
+                failure.get_or_insert(why);
+                continue;
+            }
+        }
+        is_measured = true;
         course.time_memory(step)?;
+    }
+    if let Some(why) = failure.filter(|_| !is_measured) {
+        return Err(why);
     }
     course.time_memory_after("all")?;
     for &length in lengths.iter().filter(|&&length| !fits(subject, length)) {

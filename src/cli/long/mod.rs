@@ -189,8 +189,14 @@ pub fn run(common: Common, flags: &Flags, json: bool) -> Result<()> {
             }
             spinner.set_message(text);
         };
-        let skipped = course::run(&subject, &lengths, share, &mut records, seed, &say)?;
-        left_out.extend(skipped);
+        match course::run(&subject, &lengths, share, &mut records, seed, &say) {
+            Ok(skipped) => left_out.extend(skipped),
+            Err(why) if engines > 1 => left_out.push(LeftOut {
+                what: name.clone(),
+                why: format!("{why:#}"),
+            }),
+            Err(why) => return Err(why),
+        }
         sums.push((name, subject.reads));
     }
     let other_load = watch.stop();
