@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// Tokens of an answer that is still under way whenever something happens to it.
+const ENDLESS: usize = 100_000;
+
 /// Sends the worker a signal.
 #[cfg(unix)]
 fn signal(mlx: &MlxEngine, signal: rustix::process::Signal) -> Result<u32> {
@@ -18,7 +21,7 @@ fn a_worker_that_is_killed_fails_its_requests_and_is_replaced() -> Result<()> {
     let ids = &tiny().ids;
     let ask = |tokens| mlx.submit(request(&ids[..50], tokens, greedy()));
     let expected = collect(ask(5)).tokens;
-    let mut live: Vec<_> = (0..3).map(|_| ask(400)).collect();
+    let mut live: Vec<_> = (0..3).map(|_| ask(ENDLESS)).collect();
     live.iter_mut().for_each(until_token);
     let waits = ask(5);
     let killed = signal(&mlx, rustix::process::Signal::KILL)?;
@@ -56,7 +59,7 @@ fn a_worker_that_hangs_is_replaced_and_one_that_keeps_dying_is_not() -> Result<(
         (options.patience.ping, options.patience.pong) = (Duration::from_millis(50), PATIENCE / 12);
     })?;
     let ids = &tiny().ids;
-    let ask = || mlx.submit(request(&ids[..50], 400, greedy()));
+    let ask = || mlx.submit(request(&ids[..50], ENDLESS, greedy()));
     let mut live = ask();
     until_token(&mut live);
     signal(&mlx, rustix::process::Signal::STOP)?;
@@ -176,7 +179,7 @@ fn a_prompt_that_fails_fails_alone() -> Result<()> {
     let mlx = start(|options| options.python = python)?;
     let worker = mlx.worker();
     let mut live: Vec<_> = (0..2)
-        .map(|i| mlx.submit(request(&[1, 2, 3 + i], 100_000, greedy())))
+        .map(|i| mlx.submit(request(&[1, 2, 3 + i], ENDLESS, greedy())))
         .collect();
     live.iter_mut().for_each(until_token);
     let with = |id| request(&[4, 5, id, 6, 7], 10, greedy());
