@@ -68,6 +68,11 @@ fn config_json_is_checked_as_metadata_is() {
             ][..],
         ),
         (
+            "/model_file",
+            json!("own.py"),
+            &["config.json", "`model_file`", "own.py", "runs no code"],
+        ),
+        (
             "/num_hidden_layers",
             json!(0),
             &["`num_hidden_layers`", "from 1 to 1024, found 0"],
