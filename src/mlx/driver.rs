@@ -7,13 +7,13 @@
 use super::{
     MlxOptions,
     frame::{self, Ask, Choice, Frame, Hello, Memory, Reason, Tell, Token},
+    live::Live,
     process::{Heard, Process},
     watch::{Breaker, Watch},
 };
 use crate::{
-    engine::{Cancel, Event, Failure, FinishReason, Miss, MissReason, PromptLogprob, Stats, Usage},
-    sampler::Sampling,
-    scheduler::{Client, Constraint, Done, Masks, Pace, Shared},
+    engine::{Event, Failure, FinishReason, Miss, MissReason, PromptLogprob, Stats},
+    scheduler::{Client, Done, Masks, Pace, Shared},
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -40,60 +40,6 @@ pub enum Input {
     Pretend(usize),
     /// Nothing more.
     Stop,
-}
-
-/// A request, waiting or with the worker.
-pub struct Live {
-    pub id: u64,
-    pub tokens: Vec<u32>,
-    /// Most tokens to generate, as asked.
-    pub most: usize,
-    /// Most that the context holds.
-    pub room: usize,
-    pub stop_ids: Vec<u32>,
-    pub sampling: Sampling,
-    pub logprobs: Option<usize>,
-    pub prompt_logprobs: Option<usize>,
-    /// Tokens of the prompt whose log-probabilities were told.
-    pub scored: usize,
-    pub constraint: Option<Constraint>,
-    pub cancel: Cancel,
-    pub client: Client,
-    pub usage: Usage,
-    pub arrived: Instant,
-    pub admitted: Option<Instant>,
-    pub answered: Option<Instant>,
-}
-
-impl Live {
-    fn is_cancelled(&self) -> bool {
-        self.cancel.is_cancelled() || self.client.is_closed()
-    }
-
-    /// Tokens that it may come to in the end.
-    fn longest(&self) -> usize {
-        self.tokens.len() + self.most.min(self.room)
-    }
-
-    /// What it took, to the end.
-    fn usage(&self) -> Usage {
-        let (prefill_time, decode_time) = match (self.admitted, self.answered) {
-            (Some(admitted), Some(answered)) => (answered - admitted, answered.elapsed()),
-            (Some(admitted), None) => (admitted.elapsed(), Duration::ZERO),
-            (None, _) => (Duration::ZERO, Duration::ZERO),
-        };
-        Usage {
-            queue_time: self.admitted.unwrap_or_else(Instant::now) - self.arrived,
-            prefill_time,
-            decode_time,
-            ..self.usage
-        }
-    }
-
-    /// Whether its answer is complete after `token`.
-    fn ends_with(&self, token: u32) -> bool {
-        self.stop_ids.contains(&token) || self.usage.generated_tokens >= self.most.min(self.room)
-    }
 }
 
 /// How it is with the worker.

@@ -1,8 +1,9 @@
 //! The engine over a worker: requests in, events out, in the same order as the native engine's.
 
 use super::{
-    driver::{Driver, Input, Live},
+    driver::{Driver, Input},
     frame::{Held, Hello, Memory},
+    live::Live,
     watch::Patience,
 };
 use crate::{

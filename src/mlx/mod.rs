@@ -9,6 +9,7 @@
 mod driver;
 mod engine;
 mod frame;
+mod live;
 mod process;
 mod room;
 mod scorer;
