@@ -9,6 +9,7 @@
 //! Speed over 200,000 logits comes from [`select`]'s block maxima: truncation looks only into blocks
 //! that can hold a survivor, and nothing is ever sorted but the survivors.
 
+mod draw;
 mod mask;
 mod math;
 mod params;
@@ -17,6 +18,7 @@ pub mod select;
 #[cfg(test)]
 mod tests;
 
+pub use draw::{Draw, blocks};
 pub use mask::{Mask, MaskSource};
 pub use params::{OutOfRange, Sampling};
 
@@ -110,7 +112,7 @@ impl Sampler {
             logprobs,
             vocab,
             everything: 0..vocab,
-            allowed: complement(padding, vocab),
+            allowed: allowed(padding, vocab),
             seen,
             answered: Counts::default(),
             seed: sampling.seed.unwrap_or_else(fresh_seed),
@@ -165,6 +167,30 @@ impl Sampler {
             None => (None, Vec::new()),
         };
         Ok(Sampled { id, logprob, top })
+    }
+
+    /// How to draw the next token, where that takes nothing but the logits: no mask, no penalty, no truncation, no
+    /// log-probabilities. Whoever has drawn it says so by [`Sampler::took`].
+    pub fn plain(&self) -> Option<Draw> {
+        let s = &self.sampling;
+        let greedy = s.temperature < GREEDY_BELOW || s.top_k == 1;
+        let truncates = s.top_k > 0 || s.top_p < 1.0 || s.min_p > 0.0;
+        let plain = !s.adjusts_logits() && self.logprobs.is_none() && (greedy || !truncates);
+        plain.then(|| Draw {
+            greedy,
+            scale: if greedy { 1.0 } else { 1.0 / s.temperature },
+            u: uniform(self.seed, self.step),
+        })
+    }
+
+    /// The token that was drawn as [`Sampler::plain`] said.
+    pub fn took(&mut self, id: u32) -> Sampled {
+        self.step += 1;
+        Sampled {
+            id,
+            logprob: None,
+            top: Vec::new(),
+        }
     }
 
     /// Penalties, then bias. Kept finite, so that a huge bias is a preference and not a NaN.
@@ -241,8 +267,7 @@ impl Sampler {
         let (max, scale) = (best.logit, 1.0 / s.temperature);
         let truncates_by_rank = s.top_k > 0 || s.top_p < 1.0;
         if !truncates_by_rank && s.min_p == 0.0 {
-            let id = draw_from_all(logits, allowed, max, scale, u);
-            return Ok(id);
+            return Ok(draw::from_all(logits, allowed, max, scale, u));
         }
         let blocks = BlockMax::new(logits, allowed);
         let weight = |c: &Candidate| exp((c.logit - max) * scale);
@@ -316,45 +341,8 @@ fn draw(kept: &[Candidate], weight: impl Fn(&Candidate) -> f32, u: f64) -> Optio
     last
 }
 
-/// One draw from all allowed tokens: block sums find the block, a second look finds the token.
-fn draw_from_all(logits: &[f32], allowed: &[Range<usize>], max: f32, scale: f32, u: f64) -> u32 {
-    const BLOCK: usize = 1024;
-    let block_sum = |block: &Range<usize>| sum_exp(logits, std::slice::from_ref(block), max, scale);
-    let blocks: Vec<Range<usize>> = allowed
-        .iter()
-        .flat_map(|r| {
-            r.clone()
-                .step_by(BLOCK)
-                .map(|start| start..(start + BLOCK).min(r.end))
-        })
-        .collect();
-    let sums: Vec<f64> = blocks.iter().map(block_sum).collect();
-    let mut left = u * sums.iter().sum::<f64>();
-    let mut chosen = 0;
-    for (i, &sum) in sums.iter().enumerate() {
-        if sum > 0.0 {
-            chosen = i;
-            if left < sum {
-                break;
-            }
-            left -= sum;
-        }
-    }
-    let inside: Vec<Candidate> = blocks[chosen]
-        .clone()
-        .map(|i| Candidate {
-            id: i as u32,
-            logit: logits[i],
-        })
-        .collect();
-    let fraction = (left / sums[chosen]).clamp(0.0, 1.0);
-    let weight = |c: &Candidate| exp((c.logit - max) * scale);
-    // A block with a positive sum holds a token of positive weight.
-    draw(&inside, weight, fraction).unwrap_or(inside[0].id)
-}
-
-/// The ids below `vocab` that are not in `padding`, as ascending ranges.
-fn complement(padding: &[u32], vocab: usize) -> Vec<Range<usize>> {
+/// The ids that may be sampled, ascending: those below `vocab` that are not in `padding`.
+pub fn allowed(padding: &[u32], vocab: usize) -> Vec<Range<usize>> {
     let mut padding: Vec<usize> = padding
         .iter()
         .map(|&id| id as usize)

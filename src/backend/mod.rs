@@ -16,21 +16,23 @@ pub use room::{Footprint, KvRoom, Memory, RESERVE, Room, Wanted, largest, room};
 pub use target::Target;
 pub use windows::Windows;
 
-use crate::{config::Config, trace, weights::Model};
+use crate::{config::Config, sampler::Draw, trace, weights::Model};
 use anyhow::{Result, bail, ensure};
 use indicatif::ProgressBar;
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 /// Positions in one block of the paged KV cache of full-attention layers.
 pub const KV_BLOCK: usize = 32;
 
 /// Which rows of a segment need logits. The LM head runs for those only.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum LogitRows {
     /// No row: an inner piece of a chunked prefill.
     None,
     /// The last row.
     Last,
+    /// The last row, of which only the token drawn is wanted: [`Backend::drawn`].
+    Draw(Draw),
     /// Every row, for scoring.
     All,
 }
@@ -211,6 +213,15 @@ pub trait Backend: Send {
     fn batch_invariant(&self) -> bool;
     /// f32 logits `[vocab]` of the `row`-th row asked for in the last batch, in batch order.
     fn logits(&self, row: usize) -> &[f32];
+    /// Prepares for [`LogitRows::Draw`] among the ids of `allowed`; false: it draws nothing itself.
+    fn prepare_draws(&mut self, _allowed: &[Range<usize>]) -> Result<bool> {
+        Ok(false)
+    }
+    /// The token drawn for the `row`-th row asked for, where it was to be and all its logits are finite. Otherwise the
+    /// row has logits.
+    fn drawn(&self, _row: usize) -> Option<u32> {
+        None
+    }
     /// Work counted since the back end was opened.
     fn work(&self) -> Work;
     /// Bytes a second that the memory it keeps weights in can be read at, measured now. None: it is the machine's own.

@@ -387,7 +387,7 @@ impl Reference {
             row = rows.end;
             let rows = match segment.logits {
                 LogitRows::None => rows.end..rows.end,
-                LogitRows::Last => rows.end - 1..rows.end,
+                LogitRows::Last | LogitRows::Draw(_) => rows.end - 1..rows.end,
                 LogitRows::All => rows,
             };
             wanted.extend_from_slice(&x[rows.start * config.hidden..rows.end * config.hidden]);

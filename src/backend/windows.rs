@@ -73,7 +73,7 @@ impl Windows {
             );
             let first = match segment.logits {
                 LogitRows::None => continue,
-                LogitRows::Last => end - 1,
+                LogitRows::Last | LogitRows::Draw(_) => end - 1,
                 LogitRows::All => start,
             };
             ensure!(

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     backend::{Backend, KV_BLOCK},
-    sampler::Sampler,
+    sampler::{self, Sampler},
     scheduler::{Client, Constraint, Message, Rules, Scheduler, Sequence, Shared},
 };
 use anyhow::{Context, Result, ensure};
@@ -68,8 +68,8 @@ pub struct NativeEngine {
 
 impl NativeEngine {
     /// Starts the engine's thread.
-    pub fn start(backend: Box<dyn Backend>, options: EngineOptions) -> Result<NativeEngine> {
-        let config = backend.config();
+    pub fn start(mut backend: Box<dyn Backend>, options: EngineOptions) -> Result<NativeEngine> {
+        let config = backend.config().clone();
         let limits = backend.limits();
         let bound = config
             .context
@@ -94,12 +94,14 @@ impl NativeEngine {
             slots,
             deterministic: backend.batch_invariant(),
         };
+        let draws = backend.prepare_draws(&sampler::allowed(&options.padding, config.vocab))?;
         let rules = Rules {
             context,
             slots,
             batch_tokens: limits.batch_tokens,
             marker: options.marker,
             prefix_cache: options.prefix_cache,
+            draws,
         };
         let (inbox, messages) = mpsc::channel();
         let (shutdown, shared) = (Cancel::default(), Arc::new(Shared::default()));

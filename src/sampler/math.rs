@@ -22,25 +22,24 @@ pub fn exp(x: f32) -> f32 {
 
 /// Sum of exp((x - max) * scale) over `ranges`.
 pub fn sum_exp(logits: &[f32], ranges: &[Range<usize>], max: f32, scale: f32) -> f64 {
-    let mut total = 0.0;
-    for range in ranges {
-        // f32 lanes for short pieces, f64 across them: as exact as the exponentials themselves.
-        for piece in logits[range.clone()].chunks(LANES * 16) {
-            let (rows, rest) = piece.as_chunks::<LANES>();
-            let mut lanes = [0f32; LANES];
-            for row in rows {
-                for (sum, &x) in lanes.iter_mut().zip(row) {
-                    *sum += exp((x - max) * scale);
-                }
-            }
-            total += lanes.iter().map(|&s| f64::from(s)).sum::<f64>();
-            total += rest
-                .iter()
-                .map(|&x| f64::from(exp((x - max) * scale)))
-                .sum::<f64>();
+    let pieces = ranges
+        .iter()
+        .flat_map(|range| logits[range.clone()].chunks(LANES * 16));
+    pieces.map(|piece| piece_sum(piece, max, scale)).sum()
+}
+
+/// The same over a short piece: f32 lanes, and f64 across them: as exact as the exponentials themselves.
+pub fn piece_sum(piece: &[f32], max: f32, scale: f32) -> f64 {
+    let (rows, rest) = piece.as_chunks::<LANES>();
+    let mut lanes = [0f32; LANES];
+    for row in rows {
+        for (sum, &x) in lanes.iter_mut().zip(row) {
+            *sum += exp((x - max) * scale);
         }
     }
-    total
+    let add = |sum: f64, value: f32| sum + f64::from(value);
+    let rest = rest.iter().map(|&x| exp((x - max) * scale));
+    lanes.iter().copied().fold(0.0, add) + rest.fold(0.0, add)
 }
 
 /// Whether no value is NaN or infinite.

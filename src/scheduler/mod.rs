@@ -119,6 +119,8 @@ pub struct Rules {
     pub marker: Option<u32>,
     /// Whether prompts may begin with what the cache holds.
     pub prefix_cache: bool,
+    /// Whether the back end draws tokens itself, where nothing but the temperature matters.
+    pub draws: bool,
 }
 
 /// Everything between requests and the back end.

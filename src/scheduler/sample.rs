@@ -70,7 +70,7 @@ impl Scheduler {
     /// and where its logits are. Who waits for a mask keeps a copy of them.
     pub(super) fn sample(&mut self, mut ready: Vec<(usize, usize)>) {
         let mut draws = Vec::new();
-        let mut done = Vec::new();
+        let (mut done, mut drawn) = (Vec::new(), Vec::new());
         let backend = &*self.backend;
         ready.sort_unstable();
         let mut next = ready.into_iter().peekable();
@@ -83,6 +83,10 @@ impl Scheduler {
             }
             if !live.sequence.is_sampled() {
                 done.push(i);
+                continue;
+            }
+            if let Some(id) = backend.drawn(row) {
+                drawn.push((i, Some(Ok(live.sequence.sampler.took(id)))));
                 continue;
             }
             let mask = match &live.sequence.constraint {
@@ -104,10 +108,7 @@ impl Scheduler {
             });
         }
         run(&mut draws);
-        let drawn: Vec<_> = draws
-            .into_iter()
-            .map(|draw| (draw.live, draw.drawn))
-            .collect();
+        drawn.extend(draws.into_iter().map(|draw| (draw.live, draw.drawn)));
         self.settle(drawn, done);
     }
 

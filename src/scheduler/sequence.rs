@@ -2,6 +2,7 @@
 
 use super::{Shared, masks::Constraint};
 use crate::{
+    backend::LogitRows,
     engine::{Cancel, Event, EventSender, Failure, FinishReason, Miss, Unheard, Usage},
     kv::Table,
     sampler::{Sampled, Sampler},
@@ -112,6 +113,15 @@ impl Sequence {
     /// Whether the row of its last token needs logits.
     pub fn is_sampled(&self) -> bool {
         self.most > 0
+    }
+
+    /// What is wanted of the row of its last token; `draws`: the back end may draw the token.
+    pub fn last_row(&self, draws: bool) -> LogitRows {
+        if !self.is_sampled() {
+            return LogitRows::None;
+        }
+        let plain = (draws && self.constraint.is_none()).then(|| self.sampler.plain());
+        plain.flatten().map_or(LogitRows::Last, LogitRows::Draw)
     }
 
     /// Tells how far the prompt is, unless that was told before.

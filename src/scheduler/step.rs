@@ -29,12 +29,7 @@ impl Scheduler {
             let live = &self.running[i];
             if live.late.is_none() && is_decode(live) && budget > 0 {
                 budget -= 1;
-                let sampled = live.sequence.is_sampled();
-                let logits = if sampled {
-                    LogitRows::Last
-                } else {
-                    LogitRows::None
-                };
+                let logits = live.sequence.last_row(self.rules.draws);
                 self.push(i, 1, logits);
             }
         }
@@ -73,8 +68,8 @@ impl Scheduler {
                 rows = rows.min(scored);
                 scored -= rows;
                 LogitRows::All
-            } else if rows == live.pending() && live.sequence.is_sampled() {
-                LogitRows::Last
+            } else if rows == live.pending() {
+                live.sequence.last_row(self.rules.draws)
             } else {
                 LogitRows::None
             };
@@ -205,7 +200,7 @@ impl Scheduler {
             let row = first_row;
             first_row += match segment.logits {
                 LogitRows::None => 0,
-                LogitRows::Last => 1,
+                LogitRows::Last | LogitRows::Draw(_) => 1,
                 LogitRows::All => rows,
             };
             if live.done >= live.sequence.prompt && live.sequence.answered.is_none() {

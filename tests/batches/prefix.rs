@@ -106,7 +106,7 @@ fn step(
         let end = segment.start + segment.tokens.len();
         let first = match segment.logits {
             LogitRows::None => end,
-            LogitRows::Last => end - 1,
+            LogitRows::Last | LogitRows::Draw(_) => end - 1,
             LogitRows::All => segment.start,
         };
         let rows: Vec<Vec<f32>> = (first..end)

@@ -21,6 +21,47 @@ fn test_cache_improves_speed() {
     assert!(pieces[5..].iter().all(|&n| n == 1));
 }
 
+/// A back end that draws is asked for tokens where nothing but the temperature matters, and only there; the answers stay.
+#[test]
+fn a_back_end_that_draws_gives_the_same_answers() {
+    let prompt: Vec<u32> = (0..30).collect();
+    let seeded = |top_p| Sampling {
+        top_p,
+        seed: Some(5),
+        ..Sampling::default()
+    };
+    let greedily = greedy(&prompt, 0).sampling;
+    let biased = Sampling {
+        logit_bias: vec![(3, 1.0)],
+        ..greedily.clone()
+    };
+    // Here the back end has logits where it is asked for a token that is not the likeliest.
+    for (sampling, logprobs, drawn) in [
+        (greedily.clone(), None, 20),
+        (greedily, Some(2), 0),
+        (biased, None, 0),
+        (seeded(0.9), None, 0),
+        (seeded(1.0), None, 0),
+    ] {
+        let request = || Request {
+            sampling: sampling.clone(),
+            logprobs,
+            ..greedy(&prompt, 20)
+        };
+        let answer = |draws| {
+            let (engine, seen) = start(small());
+            seen.lock().unwrap().draws = draws;
+            let outcome = run(&engine, request());
+            outcome.finish();
+            let drawn = seen.lock().unwrap().drawn;
+            (outcome.ids, drawn)
+        };
+        let (ids, none) = answer(false);
+        assert_eq!(none, 0);
+        assert_eq!(answer(true), (ids, drawn), "{sampling:?}");
+    }
+}
+
 #[test]
 fn prefill_is_reported_piece_by_piece() {
     let (engine, _) = start(small());

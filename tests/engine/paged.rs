@@ -10,6 +10,7 @@ use gossamer::{
 };
 use std::{
     collections::HashSet,
+    ops::Range,
     sync::{Arc, Mutex, mpsc},
 };
 
@@ -34,6 +35,10 @@ pub struct Seen {
     pub fail_at: Option<(usize, bool)>,
     /// Panic when logits are asked for, once.
     pub logits_panic: bool,
+    /// Draw where the likeliest token is wanted, and have no logits of that row.
+    pub draws: bool,
+    /// Tokens drawn so.
+    pub drawn: usize,
     /// Wait for a permit before each step.
     pub gate: Option<mpsc::Receiver<()>>,
 }
@@ -72,6 +77,8 @@ pub struct Paged {
     slots: Vec<Windows>,
     snapshots: Vec<Option<Windows>>,
     logits: Vec<Vec<f32>>,
+    /// Of each row that has logits: its token, where that alone was wanted.
+    drawn: Vec<Option<u32>>,
     garbage: Random,
     seen: Arc<Mutex<Seen>>,
 }
@@ -139,6 +146,12 @@ pub fn config(context: usize) -> Config {
     }
 }
 
+/// The likeliest token that may be sampled, the lowest id among equals.
+fn likeliest(logits: &[f32]) -> Option<u32> {
+    let ids = (0..PADDING).rev();
+    ids.max_by(|&a, &b| logits[a as usize].total_cmp(&logits[b as usize]))
+}
+
 impl Paged {
     pub fn new(context: usize, limits: Limits) -> (Box<Paged>, Arc<Mutex<Seen>>) {
         let seen = Arc::new(Mutex::new(Seen::default()));
@@ -150,6 +163,7 @@ impl Paged {
             slots: vec![Windows::default(); limits.slots],
             snapshots: vec![None; limits.snapshots],
             logits: Vec::new(),
+            drawn: Vec::new(),
             garbage: Random(7),
             seen: seen.clone(),
         };
@@ -195,6 +209,8 @@ impl Backend for Paged {
             }
         }
         self.logits.clear();
+        self.drawn.clear();
+        let draws = self.seen.lock().unwrap().draws;
         // (block, offset) by segment: who writes what, and who reads it.
         let mut written = HashSet::new();
         let mut read = Vec::new();
@@ -254,7 +270,7 @@ impl Backend for Paged {
                 };
                 let wanted = match segment.logits {
                     LogitRows::None => false,
-                    LogitRows::Last => row + 1 == segment.tokens.len(),
+                    LogitRows::Last | LogitRows::Draw(_) => row + 1 == segment.tokens.len(),
                     LogitRows::All => true,
                 };
                 anyhow::ensure!(
@@ -263,7 +279,12 @@ impl Backend for Paged {
                 );
                 if wanted {
                     anyhow::ensure!(position >= exact, "logits of a row that means nothing");
-                    self.logits.push(logits(x));
+                    let logits = logits(x);
+                    self.drawn.push(match segment.logits {
+                        LogitRows::Draw(draw) if draws && draw.greedy => likeliest(&logits),
+                        _ => None,
+                    });
+                    self.logits.push(logits);
                 }
             }
             let held = &mut self.slots[segment.slot];
@@ -309,9 +330,21 @@ impl Backend for Paged {
         true
     }
 
+    fn prepare_draws(&mut self, allowed: &[Range<usize>]) -> anyhow::Result<bool> {
+        assert_eq!(allowed, [0..PADDING as usize]);
+        Ok(true)
+    }
+
+    fn drawn(&self, row: usize) -> Option<u32> {
+        let drawn = self.drawn[row];
+        self.seen.lock().unwrap().drawn += usize::from(drawn.is_some());
+        drawn
+    }
+
     fn logits(&self, row: usize) -> &[f32] {
         let panics = std::mem::take(&mut self.seen.lock().unwrap().logits_panic);
         assert!(!panics, "the logits are lost");
+        assert!(self.drawn[row].is_none(), "logits of a row that was drawn");
         &self.logits[row]
     }
 

@@ -215,7 +215,7 @@ impl Backend for Scripted {
             let sequence = self.append(segment)?;
             match segment.logits {
                 LogitRows::None => {}
-                LogitRows::Last => {
+                LogitRows::Last | LogitRows::Draw(_) => {
                     let id = self.next(&sequence)?;
                     let mut logits = vec![-100.0; self.config.vocab];
                     logits[id as usize] = 100.0;

@@ -167,7 +167,7 @@ impl Cpu {
             for (i, &id) in segment.tokens.iter().enumerate() {
                 let wanted = match segment.logits {
                     LogitRows::None => false,
-                    LogitRows::Last => i + 1 == segment.tokens.len(),
+                    LogitRows::Last | LogitRows::Draw(_) => i + 1 == segment.tokens.len(),
                     LogitRows::All => true,
                 };
                 if wanted {

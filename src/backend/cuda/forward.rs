@@ -11,6 +11,7 @@ use super::{
     batched::{Batched, Step},
     cache::{self, KvCache},
     decode::{self, Decode},
+    draw::Draws,
     gemm::QkvOut,
     rows::Rows,
     weights::DeviceWeights,
@@ -23,7 +24,7 @@ use crate::{
 use anyhow::Result;
 use half::f16;
 use indicatif::ProgressBar;
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, ops::Range, sync::Arc};
 
 /// Graphs that are kept; past it all are recorded anew.
 const MOST_GRAPHS: usize = 64;
@@ -55,8 +56,10 @@ pub struct Cuda {
     /// `[rows asked for, vocab]`, on the device and here.
     logits: Buffer<f32>,
     host_logits: Pinned<f32>,
-    /// Row of `host_logits` of each row asked for.
-    asked: Vec<usize>,
+    /// Of each row asked for.
+    asked: Vec<Asked>,
+    /// Where tokens are drawn here.
+    draws: Option<Draws>,
     /// Experts whose weights were read, counted by the device.
     touched: Buffer<u64>,
     host_touched: Pinned<u64>,
@@ -104,7 +107,7 @@ impl Inputs {
                 };
                 let wanted = match segment.logits {
                     LogitRows::None => false,
-                    LogitRows::Last => i + 1 == segment.tokens.len(),
+                    LogitRows::Last | LogitRows::Draw(_) => i + 1 == segment.tokens.len(),
                     LogitRows::All => true,
                 };
                 if wanted {
@@ -139,6 +142,14 @@ impl Inputs {
         device.upload_async(&self.wanted.1, 0, &self.wanted.0, staged.wanted)?;
         Ok(staged)
     }
+}
+
+/// Where the result of a row is.
+struct Asked {
+    /// Its row of logits, here and on the device.
+    logits: usize,
+    /// Its draw, if only its token is wanted.
+    draw: Option<usize>,
 }
 
 /// What was staged.
@@ -201,6 +212,7 @@ impl Cuda {
             logits: device.alloc(logits, "logits")?,
             host_logits: device.pinned(logits, "logits")?,
             asked: Vec::new(),
+            draws: None,
             touched,
             host_touched: device.pinned(1, what)?,
             work: Work::default(),
@@ -250,6 +262,49 @@ impl Cuda {
             return Ok(());
         }
         self.device.replay(&self.graphs[&key])
+    }
+
+    /// Finds where the results of the rows asked for are, and adds the draws among them.
+    fn find_asked(&mut self, batch: &Batch, few: bool, wanted: usize) {
+        self.asked.clear();
+        if let Some(draws) = &mut self.draws {
+            draws.clear();
+        }
+        let mut next = 0;
+        for segment in &batch.segments {
+            let rows = match segment.logits {
+                LogitRows::None => 0,
+                LogitRows::Last | LogitRows::Draw(_) => 1,
+                LogitRows::All => segment.tokens.len(),
+            };
+            for i in next..next + rows {
+                // Few rows have the logits of all.
+                let logits = match few {
+                    true => self.inputs.wanted.0[i] as usize,
+                    false => i,
+                };
+                let draw = match (&mut self.draws, &segment.logits) {
+                    (Some(draws), LogitRows::Draw(draw)) => draws.add(logits, draw),
+                    _ => None,
+                };
+                self.asked.push(Asked { logits, draw });
+            }
+            next += rows;
+        }
+        debug_assert_eq!(next, wanted);
+    }
+
+    /// Starts the way here of the logits of those rows asked for that `which` names, neighbours together.
+    fn fetch_logits(&mut self, which: impl Fn(&Asked) -> bool) -> Result<()> {
+        let vocab = self.model.config.vocab;
+        let rows = self.asked.iter().filter(|asked| which(asked));
+        let rows: Vec<usize> = rows.map(|asked| asked.logits).collect();
+        for run in rows.chunk_by(|a, b| a + 1 == *b) {
+            let (at, values) = (run[0] * vocab, run.len() * vocab);
+            self.device
+                .download_async(&self.logits, at, &mut self.host_logits, at, values)?;
+        }
+        Ok(())
     }
 
     fn decode_layers(&self, rows: usize, plan: &Plan, fresh: bool, wanted: bool) -> Result<()> {
@@ -374,19 +429,23 @@ impl Cuda {
             true => self.run_decode(&staged, segments, fresh)?,
             false => self.run_batched(&staged, segments, fresh)?,
         }
-        self.asked.clear();
-        let wanted = &self.inputs.wanted.0[..staged.wanted];
-        match few {
-            true => self.asked.extend(wanted.iter().map(|&row| row as usize)),
-            false => self.asked.extend(0..staged.wanted),
+        self.find_asked(batch, few, staged.wanted);
+        if let Some(draws) = &mut self.draws {
+            draws.start(self.logits.ptr())?;
         }
-        let values = got * self.model.config.vocab;
+        self.fetch_logits(|asked| asked.draw.is_none())?;
         self.device
-            .download_async(&self.logits, 0, &mut self.host_logits, values)?;
-        self.device
-            .download_async(&self.touched, 0, &mut self.host_touched, 1)?;
+            .download_async(&self.touched, 0, &mut self.host_touched, 0, 1)?;
         // Also without logits: errors belong to this pass, and nothing is under way when it has ended.
         self.device.synchronize()?;
+        if let Some(draws) = self.draws.take() {
+            // Where nothing could be drawn the logits tell why.
+            let fetched = self
+                .fetch_logits(|asked| asked.draw.is_some_and(|number| draws.id(number).is_none()));
+            self.draws = Some(draws);
+            fetched?;
+            self.device.synchronize()?;
+        }
         self.work
             .add(&self.model, batch, staged.rows, staged.wanted);
         Ok(())
@@ -442,7 +501,21 @@ impl Backend for Cuda {
 
     fn logits(&self, row: usize) -> &[f32] {
         let vocab = self.model.config.vocab;
-        &self.host_logits[self.asked[row] * vocab..][..vocab]
+        &self.host_logits[self.asked[row].logits * vocab..][..vocab]
+    }
+
+    fn prepare_draws(&mut self, allowed: &[Range<usize>]) -> Result<bool> {
+        if allowed.iter().all(Range::is_empty) {
+            return Ok(false);
+        }
+        let (vocab, most) = (self.model.config.vocab, self.limits.slots);
+        self.draws = Some(Draws::new(&self.device, vocab, allowed, most)?);
+        Ok(true)
+    }
+
+    fn drawn(&self, row: usize) -> Option<u32> {
+        let draws = self.draws.as_ref()?;
+        draws.id(self.asked.get(row)?.draw?)
     }
 
     fn work(&self) -> Work {

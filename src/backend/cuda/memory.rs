@@ -242,12 +242,14 @@ impl Device {
         from: &Buffer<T>,
         at: usize,
         to: &mut Pinned<T>,
+        to_at: usize,
         len: usize,
     ) -> Result<()> {
         let bytes = span::<T>(at, len, from.len);
-        span::<T>(0, len, to.len);
+        let there = span::<T>(to_at, len, to.len);
         self.bind()?;
-        let (to, from) = (to.at.cast(), from.at + bytes.start as u64);
+        let to = to.at.cast::<u8>().wrapping_add(there.start).cast();
+        let from = from.at + bytes.start as u64;
         // SAFETY: in bounds on both sides; memory is freed only after the stream has ended.
         let result = unsafe { sys::cuMemcpyDtoHAsync_v2(to, from, bytes.len(), self.stream()) };
         check(result, || "copying from the GPU".into())

@@ -7,6 +7,7 @@ pub mod batched;
 mod cache;
 pub mod decode;
 pub mod device;
+mod draw;
 mod driver;
 mod footprint;
 mod forward;

@@ -2,7 +2,7 @@
 
 use crate::{
     backend::{Backend, Batch, KV_BLOCK, Limits, LogitRows, Segment},
-    sampler::{Mask, Sampler, Sampling},
+    sampler::{self, Mask, Sampler, Sampling},
     tokenizer::{TokenKind, Tokenizer},
 };
 use anyhow::Result;
@@ -69,6 +69,8 @@ pub struct Driver {
     ordinary: Vec<u32>,
     random: u64,
     sampler: Sampler,
+    /// The back end draws tokens itself.
+    draws: bool,
 }
 
 /// One sequence, in the slot of its number.
@@ -83,11 +85,11 @@ struct Sequence {
 impl Driver {
     /// The back end was opened with the [`room`] of sequences of `context` tokens.
     pub fn new(
-        backend: Box<dyn Backend>,
+        mut backend: Box<dyn Backend>,
         context: usize,
         tokenizer: &Tokenizer,
         seed: Option<u64>,
-    ) -> Driver {
+    ) -> Result<Driver> {
         let vocab = backend.config().vocab;
         let ordinary: Vec<u32> = (0..vocab as u32)
             .filter(|&id| matches!(tokenizer.kind(id), TokenKind::Normal | TokenKind::Byte))
@@ -104,7 +106,10 @@ impl Driver {
                 saved: 0,
             })
             .collect();
-        Driver {
+        let padding = tokenizer.padding_ids();
+        let draws = backend.prepare_draws(&sampler::allowed(padding, vocab))?;
+        Ok(Driver {
+            draws,
             sequences,
             ordinary,
             random: seed
@@ -112,9 +117,9 @@ impl Driver {
                 .wrapping_mul(2)
                 .wrapping_add(0x9e37_79b9_7f4a_7c15)
                 | 1,
-            sampler: Sampler::new(&greedy, vocab, tokenizer.padding_ids(), None, &[]),
+            sampler: Sampler::new(&greedy, vocab, padding, None, &[]),
             backend,
-        }
+        })
     }
 
     fn random_token(&mut self) -> u32 {
@@ -169,15 +174,19 @@ impl Driver {
     /// one after them. A next token is chosen of each, as for a user, but it is not the one that
     /// runs: a model of random weights would soon repeat itself, and its experts.
     fn step(&mut self, streams: usize, prompt: usize) -> Result<()> {
-        let mut segments: Vec<Segment> = (0..streams)
-            .map(|slot| self.piece(slot, 1, LogitRows::Last))
-            .collect();
+        let plain = self.draws.then(|| self.sampler.plain()).flatten();
+        let last = plain.map_or(LogitRows::Last, LogitRows::Draw);
+        let mut segments: Vec<Segment> =
+            (0..streams).map(|slot| self.piece(slot, 1, last)).collect();
         if prompt > 0 {
             segments.push(self.piece(streams, prompt, LogitRows::None));
         }
         self.forward(segments)?;
         for row in 0..streams {
-            self.sampler.sample(self.backend.logits(row), &Mask::Any)?;
+            match self.backend.drawn(row) {
+                Some(id) => self.sampler.took(id),
+                None => self.sampler.sample(self.backend.logits(row), &Mask::Any)?,
+            };
         }
         Ok(())
     }

@@ -148,7 +148,7 @@ pub fn run(args: Args) -> Result<()> {
         ..
     } = loaded;
     let watch = machine::Watch::start();
-    let mut driver = Driver::new(backend, context, &tokenizer, common.seed);
+    let mut driver = Driver::new(backend, context, &tokenizer, common.seed)?;
     let spinner = ProgressBar::new_spinner();
     spinner.enable_steady_tick(Duration::from_millis(100));
     spinner.set_message("warming up");

@@ -131,7 +131,7 @@ fn gpu_copies_arrive_where_they_should() {
     let mut back = device.pinned::<u32>(3000, "a buffer").expect("room");
     let before = device.record().expect("an event");
     device
-        .download_async(&a, 0, &mut back, 3000)
+        .download_async(&a, 0, &mut back, 0, 3000)
         .expect("a copy");
     let after = device.record().expect("an event");
     after.wait().expect("the end");
